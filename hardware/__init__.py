@@ -1,0 +1,1 @@
+"""Safety gate, robot profiles, drivers and ROS 2 nodes."""

@@ -1,0 +1,60 @@
+"""The `robopolicy` command: finds the verb, runs it, and turns a user's mistake into one line and exit status 2."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from robopolicy import __version__
+from robopolicy.errors import RobopolicyError, unknown
+
+VERBS = {
+    "demo": ("demo", "record demonstrations, train, evaluate, write report and video"),
+    "train": ("train", "train a policy from a named recipe"),
+    "eval": ("evaluate", "score a checkpoint on seeded episodes, with intervals"),
+    "compare": ("compare", "paired comparison of two evaluations"),
+    "data": ("data", "info: describe a dataset; record: write scripted demonstrations"),
+    "bench": ("bench", "latency of a checkpoint per sampler step count"),
+    "recipes": ("recipes", "list the recipes"),
+}
+
+USAGE = "usage: robopolicy VERB ...\n\n{verbs}\n\nrobopolicy VERB --help tells more. Version {version}.\n"
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:<9}{text}" for name, (_, text) in VERBS.items())
+    return USAGE.format(verbs=verbs, version=__version__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # pygame, which PushT draws with, would print a greeting on every import.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage(), end="")
+            return 0
+        if arguments[0] == "--version":
+            print(__version__)
+            return 0
+        verb, *rest = arguments
+        if verb not in VERBS:
+            raise unknown("verb", verb, VERBS)
+        run: Callable[[list[str]], None] = import_module(f"robopolicy.commands.{VERBS[verb][0]}").run
+        run(rest)
+        return 0
+    except RobopolicyError as error:
+        print(f"robopolicy: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("robopolicy: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, head for instance, has gone: nothing is wrong.
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Noise processes, schedules and samplers: the one place that knows sigma."""

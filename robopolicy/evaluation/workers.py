@@ -1,0 +1,148 @@
+"""Worker processes that answer requests over pipes with a fixed binary message: a header and raw arrays.
+
+Processes are spawned, never forked: a forked child inherits threads and graphics contexts that no longer work.
+"""
+
+import json
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from robopolicy.errors import RobopolicyError
+
+Arrays = dict[str, np.ndarray]
+_HEADER_SIZE = 4
+_USER_ERROR, _CRASH = "error", "crash"
+
+
+class Server(Protocol):
+    """What runs in a worker: answers each request with arrays."""
+
+    def __call__(self, request: str, arrays: Arrays) -> Arrays: ...
+
+
+def pack(kind: str, arrays: Arrays) -> bytes:
+    """Message: 4 bytes little-endian header length, JSON header {kind, arrays: [[name, dtype, shape]]}, raw data."""
+    ordered = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    described = [[k, v.dtype.str, list(np.shape(arrays[k]))] for k, v in ordered.items()]
+    header = json.dumps({"kind": kind, "arrays": described}).encode()
+    return b"".join([len(header).to_bytes(_HEADER_SIZE, "little"), header, *(v.tobytes() for v in ordered.values())])
+
+
+def unpack(message: bytes) -> tuple[str, Arrays]:
+    """The inverse of `pack`."""
+    offset = _HEADER_SIZE + int.from_bytes(message[:_HEADER_SIZE], "little")
+    header = json.loads(message[_HEADER_SIZE:offset])
+    arrays = {}
+    for name, dtype, shape in header["arrays"]:
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.frombuffer(message, kind, count, offset).reshape(shape).copy()
+        offset += count * kind.itemsize
+    return header["kind"], arrays
+
+
+def text(value: str) -> np.ndarray:
+    """A string as an array, to travel in a message."""
+    return np.frombuffer(value.encode(), dtype=np.uint8)
+
+
+def untext(array: np.ndarray) -> str:
+    """The inverse of `text`."""
+    return array.tobytes().decode()
+
+
+def _serve(connection: Connection, make: Callable[..., Server], args: tuple[Any, ...]) -> None:
+    # Ctrl-C reaches the whole process group; the parent alone decides, and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A closed pipe (the parent is done, or dead) ends the worker.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            server = make(*args)
+            while True:
+                request, arrays = unpack(connection.recv_bytes())
+                connection.send_bytes(pack("reply", server(request, arrays)))
+        except RobopolicyError as error:
+            connection.send_bytes(pack(_USER_ERROR, {"text": text(str(error))}))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:
+            connection.send_bytes(pack(_CRASH, {"text": text(traceback.format_exc())}))
+
+
+class Workers:
+    """`count` spawned processes, each with its own `make(*args)`; a context manager that leaves none behind.
+
+    `make` must be importable by name, as spawned processes import it anew.
+    """
+
+    def __init__(self, make: Callable[..., Server], args: tuple[Any, ...], count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        try:
+            for i in range(count):
+                ours, theirs = context.Pipe()
+                self._connections.append(ours)
+                process = context.Process(target=_serve, args=(theirs, make, args), daemon=True, name=f"worker-{i}")
+                try:
+                    process.start()
+                except (AttributeError, TypeError, ValueError) as error:
+                    raise RobopolicyError(
+                        f"worker processes need a task name or an importable function, not a lambda or local: {error}"
+                    ) from error
+                finally:
+                    theirs.close()
+                self._processes.append(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, worker: int, request: str, arrays: Arrays) -> None:
+        """Starts a request; every `send` is followed by one `receive` of the same worker."""
+        # When the worker is gone, its last message (the reason) waits in the pipe: `receive` reports it.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._connections[worker].send_bytes(pack(request, arrays))
+
+    def receive(self, worker: int) -> Arrays:
+        """The reply. A `RobopolicyError` of the worker is raised anew, a crash as RuntimeError with its traceback."""
+        try:
+            kind, arrays = unpack(self._connections[worker].recv_bytes())
+        except (EOFError, ConnectionResetError):
+            process = self._processes[worker]
+            process.join(timeout=5)
+            raise RuntimeError(f"{process.name} died with exit code {process.exitcode}") from None
+        if kind == _USER_ERROR:
+            raise RobopolicyError(untext(arrays["text"]))
+        if kind == _CRASH:
+            raise RuntimeError(f"{self._processes[worker].name} failed:\n{untext(arrays['text'])}")
+        return arrays
+
+    def close(self) -> None:
+        """Ends all workers: they see the closed pipe; one that is stuck is terminated."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+        self._connections, self._processes = [], []

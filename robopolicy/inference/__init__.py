@@ -1,0 +1,1 @@
+"""The runner used by evaluation and by the robot."""

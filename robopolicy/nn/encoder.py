@@ -1,0 +1,40 @@
+"""Observations to features: normalised states beside encoded images, one vector per observation step."""
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.errors import RobopolicyError
+from robopolicy.features import FeatureSpec
+from robopolicy.nn.normalizer import Normalizer
+from robopolicy.nn.vision import ImageEncoder, VisionConfig, crop_images
+
+
+class ObservationEncoder(nn.Module):
+    """{key: [B, T_o, ...]} in physical units to [B, T_o, F]; F is `dim`."""
+
+    def __init__(self, features: FeatureSpec, vision: VisionConfig) -> None:
+        super().__init__()
+        self.states = [f.key for f in features.inputs if f.kind in ("state", "goal")]
+        self.images = [f.key for f in features.inputs if f.kind == "image"]
+        if not self.states and not self.images:
+            raise RobopolicyError(f"nothing to observe among the features {features.keys()}")
+        self.crop = vision.crop
+        names = ["shared"] if vision.share_encoder else [k.replace(".", "_") for k in self.images]
+        self.cameras = nn.ModuleDict({n: ImageEncoder(vision) for n in names} if self.images else {})
+        self.shared = vision.share_encoder
+        sizes = [int(torch.tensor(features[k].shape).prod()) for k in self.states]
+        self.dim = sum(sizes) + len(self.images) * vision.features
+
+    def forward(
+        self, observation: dict[str, Tensor], normalizer: Normalizer, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """With a generator, images are cropped at random (training); without one, centred."""
+        parts = [normalizer.normalize(k, observation[k]).flatten(2) for k in self.states]
+        for key in self.images:
+            images = observation[key]
+            batch, steps = images.shape[:2]
+            # Cropping before the conversion to float moves a quarter of the bytes.
+            cropped = crop_images(images.flatten(0, 1), self.crop, generator)
+            camera = self.cameras["shared" if self.shared else key.replace(".", "_")]
+            parts.append(camera(normalizer.normalize(key, cropped)).unflatten(0, (batch, steps)))
+        return torch.cat(parts, dim=-1)

@@ -1,0 +1,99 @@
+"""The Policy contract: what training, evaluation, composition and the robot rely on.
+
+A policy has no hidden state. History, action queues and previous chunks belong to the runner, and every
+source of randomness is an explicit generator.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.diffusion.noise import Generators
+from robopolicy.features import FeatureSpec
+from robopolicy.nn.normalizer import Mode, Normalizer
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+
+
+@dataclass
+class NormalizationConfig:
+    """How states and actions are scaled; see `Normalizer`."""
+
+    state: Mode = "min_max"
+    action: Mode = "min_max"
+
+    def modes(self) -> dict[str, str]:
+        return {"state": self.state, "action": self.action}
+
+
+@dataclass
+class PolicyConfig:
+    """What every policy has: its place in time, and the scaling of its inputs and outputs."""
+
+    n_obs_steps: int = 2
+    """T_o: observation steps the policy sees."""
+    horizon: int = 16
+    """H: length of a predicted chunk of actions."""
+    n_action_steps: int = 8
+    """T_a: actions executed before the next chunk is asked for."""
+    mask_padding: bool = False
+    """Leave the rows that repeat an episode's first or last action out of the loss."""
+    normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
+
+
+class Policy(nn.Module):
+    """Maps the last T_o observations to a chunk of H actions.
+
+    Observations are dictionaries of [B, T_o, ...] tensors in physical units, images [B, T_o, height, width, 3]
+    uint8. Chunks are [B, H, D_a] in physical units; row `first_action` is the one to execute at the time of the
+    newest observation.
+    """
+
+    config: PolicyConfig
+    features: FeatureSpec
+    """Inputs this policy reads and the action it writes."""
+    normalizer: Normalizer
+    """Part of the state dictionary; fitted once, on the training split."""
+
+    def __init__(self, config: PolicyConfig, features: FeatureSpec, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.config = config
+        self.features = features
+        self.normalizer = normalizer
+        self.action_dim = features.action.shape[0]
+
+    @property
+    def first_action(self) -> int:
+        """Row of a chunk that belongs to the time of the newest observation: T_o - 1, or 0."""
+        return 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Scalar training loss and named detached scalars.
+
+        `batch` holds observations [B, T_o, ...], "action" [B, H, D_a] and "action_is_pad" [B, H] bool.
+        """
+
+    @abstractmethod
+    def predict(self, observation: Batch, generator: Generators) -> Tensor:
+        """A chunk [B, H, D_a] in physical units. With one generator per row, rows are independent of each other."""
+
+    def golden(self, observation: Batch, generator: torch.Generator) -> Tensor:
+        """A cheap output that any change of weights, normaliser or code shows in; stored in checkpoints."""
+        return self.predict(observation, generator)
+
+
+def chunk_error(output: Tensor, target: Tensor, is_pad: Tensor, mask_padding: bool) -> Tensor:
+    """Mean squared error of two chunks [B, H, D_a], over the rows that are not padding [B, H] when masked."""
+    error = (output.float() - target.float()).square().mean(dim=-1)
+    if not mask_padding:
+        return error.mean()
+    real = (~is_pad).to(error.dtype)
+    return (error * real).sum() / real.sum().clamp_min(1)

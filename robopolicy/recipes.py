@@ -1,0 +1,146 @@
+"""Named training runs. `paper` recipes are the published hyper-parameters; `small` ones are made for two CPU cores.
+
+Every recipe is a function that returns a fresh `TrainConfig`; the command line overrides any field of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robopolicy.errors import unknown
+from robopolicy.policies.base import NormalizationConfig
+from robopolicy.policies.bc import BCConfig
+from robopolicy.policies.diffusion import (
+    DiffusionConfig,
+    EDMConfig,
+    MLPConfig,
+    SamplerConfig,
+    TransformerConfig,
+    UnetConfig,
+)
+from robopolicy.policies.flow import FlowConfig
+from robopolicy.training.config import DataConfig, EvalConfig, OptimConfig, TrainConfig
+from robopolicy.training.ema import EMAConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named run and what it is for."""
+
+    about: str
+    make: Callable[[], TrainConfig]
+
+
+IMAGE_UNET = UnetConfig(down_dims=(512, 1024, 2048), time_dim=128)
+# The published PushT runs train on 90 of the 206 human episodes.
+PAPER_DATA = DataConfig(max_episodes=90)
+TRANSFORMER_OPTIM = OptimConfig(betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False, warmup_steps=1000)
+SMALL_OPTIM = OptimConfig(lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-4, warmup_steps=200, clip_norm=1.0)
+SMALL_EMA = EMAConfig(max_decay=0.999, warmup="ratio")
+PIXELS = NormalizationConfig(state="bounds", action="bounds")
+
+
+def _pusht_unet() -> TrainConfig:
+    return TrainConfig(
+        DiffusionConfig(), "pusht-keypoints", PAPER_DATA, eval=EvalConfig(10_000, 50, 50), steps=200_000
+    )
+
+
+def _pusht_transformer() -> TrainConfig:
+    policy = DiffusionConfig(network=TransformerConfig())
+    return TrainConfig(
+        policy, "pusht-keypoints", PAPER_DATA, TRANSFORMER_OPTIM, eval=EvalConfig(10_000, 50, 50), steps=320_000
+    )
+
+
+def _pusht_flow() -> TrainConfig:
+    return TrainConfig(FlowConfig(), "pusht-keypoints", PAPER_DATA, eval=EvalConfig(10_000, 50, 50), steps=200_000)
+
+
+def _pusht_image_unet() -> TrainConfig:
+    policy = DiffusionConfig(network=IMAGE_UNET)
+    return TrainConfig(
+        policy, "pusht-image", PAPER_DATA, eval=EvalConfig(20_000, 50, 50), steps=500_000, batch_size=64
+    )
+
+
+def _pusht_image_transformer() -> TrainConfig:
+    policy = DiffusionConfig(network=TransformerConfig(dropout=0.3))
+    return TrainConfig(
+        policy,
+        "pusht-image",
+        PAPER_DATA,
+        OptimConfig(betas=(0.9, 0.95), weight_decay=1e-3, decay_vectors=False, warmup_steps=1000),
+        eval=EvalConfig(20_000, 50, 50),
+        steps=500_000,
+        batch_size=64,
+    )
+
+
+def _small(policy: DiffusionConfig | BCConfig, task: str = "pusht", steps: int = 14_000) -> TrainConfig:
+    return TrainConfig(
+        policy,
+        task,
+        optim=SMALL_OPTIM,
+        ema=SMALL_EMA,
+        eval=EvalConfig(0, 20, 20),
+        steps=steps,
+        validate_every=2000,
+        save_every=2000,
+    )
+
+
+def _pusht_small() -> TrainConfig:
+    policy = DiffusionConfig(
+        network=MLPConfig(), process=EDMConfig(), sampler=SamplerConfig("euler", 10), normalization=PIXELS
+    )
+    return _small(policy)
+
+
+def _pusht_small_flow() -> TrainConfig:
+    return _small(FlowConfig(network=MLPConfig(), normalization=PIXELS))
+
+
+def _pusht_small_unet() -> TrainConfig:
+    network = UnetConfig(down_dims=(64, 128, 256), time_dim=64)
+    return _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=PIXELS))
+
+
+def _pusht_small_transformer() -> TrainConfig:
+    network = TransformerConfig(layers=4, width=128)
+    config = _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=PIXELS))
+    config.precision = "bf16"
+    return config
+
+
+def _pusht_small_image() -> TrainConfig:
+    network = UnetConfig(down_dims=(64, 128, 256), time_dim=64)
+    policy = DiffusionConfig(network=network, process=EDMConfig(), sampler=SamplerConfig("euler", 10))
+    config = _small(policy, "pusht-image", steps=5000)
+    config.batch_size = 32
+    return config
+
+
+def _pusht_bc() -> TrainConfig:
+    return _small(BCConfig(normalization=PIXELS))
+
+
+RECIPES: dict[str, Recipe] = {
+    "pusht-small": Recipe("state, EDM denoiser with a residual MLP; minutes on two cores", _pusht_small),
+    "pusht-small-flow": Recipe("state, flow matching with the same MLP", _pusht_small_flow),
+    "pusht-small-unet": Recipe("state, DDPM with a small U-Net", _pusht_small_unet),
+    "pusht-small-transformer": Recipe("state, DDPM with a small transformer", _pusht_small_transformer),
+    "pusht-small-image": Recipe("image, ResNet-18 and a small U-Net", _pusht_small_image),
+    "pusht-bc": Recipe("state, behaviour-cloning MLP: the floor", _pusht_bc),
+    "pusht-diffusion": Recipe("paper: Diffusion Policy U-Net, keypoints (GPU)", _pusht_unet),
+    "pusht-diffusion-transformer": Recipe("paper: Diffusion Policy transformer, keypoints (GPU)", _pusht_transformer),
+    "pusht-flow": Recipe("flow matching on the paper's U-Net, keypoints (GPU)", _pusht_flow),
+    "pusht-image-diffusion": Recipe("paper: Diffusion Policy U-Net, image (GPU)", _pusht_image_unet),
+    "pusht-image-diffusion-transformer": Recipe("paper: transformer, image (GPU)", _pusht_image_transformer),
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """A fresh configuration of the recipe `name`; an unknown name is an error with a did-you-mean."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name].make()

@@ -1,0 +1,67 @@
+"""Names of tasks, experts and policies, resolved when they are asked for.
+
+Other packages add theirs through the entry-point groups `robopolicy.tasks`, `robopolicy.experts` and
+`robopolicy.policies`; each entry is `name = "module:attribute"`.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from robopolicy.errors import RobopolicyError, unknown
+
+TASKS = {
+    "pusht": "robopolicy.sim.pusht:PushTState",
+    "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",
+    "pusht-image": "robopolicy.sim.pusht:PushTImage",
+}
+EXPERTS = {"pusht": {"scripted": "robopolicy.sim.pusht_expert:PushTExpert"}}
+POLICIES = {
+    "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
+    "flow": "robopolicy.policies.flow:FlowPolicy",
+    "bc": "robopolicy.policies.bc:BCPolicy",
+}
+
+
+def _load(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(import_module(module), attribute)
+
+
+def _table(group: str, builtin: dict[str, str]) -> dict[str, str]:
+    return {e.name: e.value for e in entry_points(group=f"robopolicy.{group}")} | builtin
+
+
+def task_names() -> list[str]:
+    return sorted(_table("tasks", TASKS))
+
+
+def task_class(name: str) -> Any:
+    """The Task subclass registered as `name`; calling it with no arguments makes an environment."""
+    table = _table("tasks", TASKS)
+    if name not in table:
+        raise unknown("task", name, table)
+    return _load(table[name])
+
+
+def expert_class(task: str, expert: str) -> Any:
+    """The scripted expert of a task. Variants of a task that differ in observations only share its experts."""
+    base = task.split("-")[0]
+    table = EXPERTS.get(base, {}) | {
+        e.name.split("/")[1]: e.value
+        for e in entry_points(group="robopolicy.experts")
+        if e.name.startswith(f"{base}/")
+    }
+    if not table:
+        raise RobopolicyError(f"task {task!r} has no scripted expert")
+    if expert not in table:
+        raise unknown(f"expert for task {task!r}:", expert, table)
+    return _load(table[expert])
+
+
+def policy_class(name: str) -> Any:
+    """The Policy subclass registered as `name`; its `Config` attribute is the matching dataclass."""
+    table = _table("policies", POLICIES)
+    if name not in table:
+        raise unknown("policy", name, table)
+    return _load(table[name])

@@ -1,0 +1,1 @@
+"""Trainer, EMA, checkpoints, logs."""

@@ -1,0 +1,150 @@
+"""From a dataset on disk to batches of windows for one policy."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robopolicy.errors import DataError
+from robopolicy.features import ACTION, FeatureSpec
+from robopolicy.nn.normalizer import Normalizer
+from robopolicy.policies.base import Policy
+from robopolicy.training.config import TrainConfig
+
+
+@dataclass
+class TrainingData:
+    """Adapted arrays of one dataset, split by episode."""
+
+    episodes: Any
+    """`robopolicy.datasets.episodes.Episodes` in the task's keys."""
+    features: FeatureSpec
+    """What the policy reads and writes."""
+    train_ids: np.ndarray
+    validation_ids: np.ndarray
+    provenance: dict[str, Any]
+
+    def fit_normalizer(self, normalizer: Normalizer, modes: dict[str, str]) -> None:
+        """Statistics over the steps of the training episodes; `modes` maps "state" and "action" to a mode."""
+        ends = self.episodes.episode_ends
+        starts = np.concatenate([[0], ends[:-1]])
+        steps = np.concatenate([np.arange(starts[i], ends[i]) for i in self.train_ids])
+        for feature in self.features:
+            if feature.kind in ("image", "language"):
+                continue
+            values = np.asarray(self.episodes.arrays[feature.key])[steps]
+            mode = modes["action" if feature.kind == "action" else "state"]
+            normalizer.fit(feature.key, values, mode, feature)  # type: ignore[arg-type]
+
+
+def load_data(config: TrainConfig, path: Path) -> TrainingData:
+    """Opens, checks and splits the dataset at `path` for the task and policy of `config`."""
+    # The library never imports its sibling rooms at module level.
+    from robopolicy.datasets.detect import open_dataset
+    from robopolicy.datasets.episodes import validate
+    from robopolicy.datasets.windows import split_episodes
+    from robopolicy.registry import task_class
+
+    task = task_class(config.task)
+    wanted = task.features
+    images = [f.key for f in wanted.of_kind("image")]
+    episodes = open_dataset(path, images=bool(images), cache_dir=config.data.cache)
+    arrays, features = task.adapt(episodes.arrays, episodes.features)
+    wanted.require(features, "task", f"dataset {path}")
+    spec = FeatureSpec(tuple(wanted.features), wanted.rate_hz)
+    episodes.arrays = {f.key: arrays[f.key] for f in spec}
+    episodes.features = spec
+    validate(episodes)
+
+    train_ids, validation_ids = split_episodes(episodes.n_episodes, config.data.validation_fraction, config.seed)
+    if config.data.max_episodes:
+        order = np.random.default_rng(config.seed).permutation(train_ids)
+        train_ids = np.sort(order[: config.data.max_episodes])
+    if len(train_ids) == 0:
+        raise DataError(f"{path}: no training episodes left of {episodes.n_episodes} after the validation split")
+    provenance = {
+        "dataset": str(path),
+        "dataset_hash": episodes.content_hash(),
+        "dataset_format": episodes.format,
+        "train_episodes": len(train_ids),
+        "validation_episodes": len(validation_ids),
+        "dataset_fingerprint": episodes.fingerprint,
+    }
+    return TrainingData(episodes, spec, train_ids, validation_ids, provenance)
+
+
+class Batches:
+    """Shuffled batches of windows; the batch of a step is a function of the step and the seed alone.
+
+    The next batch is gathered by a thread while the present one trains. With `world` processes and `accumulate`
+    micro-batches each, micro-batch m of process r is part m * world + r of the global batch.
+    """
+
+    def __init__(self, data: TrainingData, policy: Policy, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
+        from robopolicy.datasets.windows import BatchOrder, WindowSampler
+
+        self.sampler = WindowSampler(data.episodes, window_shape(policy), _keys(data), data.train_ids.tolist())
+        if len(self.sampler) == 0:
+            raise DataError("the training episodes hold no window")
+        parts = world * config.accumulate
+        if config.batch_size % parts:
+            raise DataError(f"batch_size {config.batch_size} does not divide into {parts} equal parts")
+        self.order = BatchOrder(len(self.sampler), config.batch_size, config.seed)
+        self.parts = [m * world + rank for m in range(config.accumulate)]
+        self.part_size = config.batch_size // parts
+        self.device = torch.device(config.device)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[list[dict[str, Tensor]]]] | None = None
+
+    def __call__(self, step: int) -> list[tuple[int, dict[str, Tensor]]]:
+        """The (part number, batch) pairs of this process at `step`."""
+        batches = self._next[1].result() if self._next is not None and self._next[0] == step else self._gather(step)
+        self._next = (step + 1, self._pool.submit(self._gather, step + 1))
+        moved = [{k: v.to(self.device, non_blocking=True) for k, v in b.items()} for b in batches]
+        return list(zip(self.parts, moved, strict=True))
+
+    def _gather(self, step: int) -> list[dict[str, Tensor]]:
+        order = self.order(step)
+        size = self.part_size
+        return [to_tensors(self.sampler.batch(order[p * size : (p + 1) * size])) for p in self.parts]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _keys(data: TrainingData) -> list[str]:
+    return [f.key for f in data.features.inputs]
+
+
+def window_shape(policy: Policy) -> Any:
+    """The windows that `policy` trains on: its chunk starts `first_action` rows before the newest observation."""
+    from robopolicy.datasets.windows import WindowShape
+
+    config = policy.config
+    # The last windows would teach mostly padding; Diffusion Policy drops those with less than T_a real actions.
+    drop = config.horizon - policy.first_action - config.n_action_steps
+    return WindowShape(config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0))
+
+
+def validation_batch(data: TrainingData, policy: Policy, size: int, seed: int) -> dict[str, Tensor] | None:
+    """At most `size` windows of the validation episodes, always the same ones; None without such episodes."""
+    from robopolicy.datasets.windows import WindowSampler
+
+    if len(data.validation_ids) == 0:
+        return None
+    sampler = WindowSampler(data.episodes, window_shape(policy), _keys(data), data.validation_ids.tolist())
+    chosen = np.random.default_rng(seed).permutation(len(sampler))[:size]
+    return {k: v.to(policy.device) for k, v in to_tensors(sampler.batch(np.sort(chosen))).items()}
+
+
+def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {k: torch.from_numpy(v) for k, v in batch.items()}
+
+
+def observation_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The observation part of a training batch."""
+    return {k: v for k, v in batch.items() if k not in (ACTION, "action_is_pad")}

@@ -1,0 +1,61 @@
+"""The Task contract: a gymnasium environment that also says what its numbers mean and how it is scored."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from robopolicy.features import FeatureSpec
+
+Observation = dict[str, np.ndarray]
+
+# Disjoint ranges of episode seeds: data is recorded, hyper-parameters are chosen and results are reported
+# on different initial states.
+RECORD_SEEDS = 0
+TEST_SEEDS = 100_000
+VALIDATION_SEEDS = 200_000
+
+
+class Task(gymnasium.Env[Observation, np.ndarray]):
+    """A task with typed features. `reset(seed=s)` fixes the initial state as a function of s alone.
+
+    There is no automatic reset and no time-limit wrapper: the evaluator owns the episode loop and stops at
+    `max_steps`. `step` returns info with "success" (bool) of this step.
+    """
+
+    name: ClassVar[str]
+    """Registry name."""
+    max_steps: int
+    """Control steps in one episode."""
+    features: FeatureSpec
+    """Keys, shapes and control mode of what `reset` and `step` return and take."""
+    score_name: ClassVar[str] = "maximum reward"
+    """What `score` measures, for reports."""
+
+    @property
+    def rate_hz(self) -> float:
+        """Control rate in Hz."""
+        assert self.features.rate_hz is not None
+        return self.features.rate_hz
+
+    def score(self, rewards: np.ndarray) -> float:
+        """Score of one episode in [0, 1] from its [T] rewards."""
+        return float(np.max(rewards, initial=0.0))
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """Versions of the simulator and hashes of the assets: equal fingerprints mean comparable numbers."""
+
+    @abstractmethod
+    def hold_action(self, observation: Observation) -> np.ndarray:
+        """The [D_a] action that keeps the robot where this observation (one time step, no batch axis) sees it."""
+
+    @classmethod
+    def adapt(cls, arrays: dict[str, np.ndarray], features: FeatureSpec) -> tuple[dict[str, np.ndarray], FeatureSpec]:
+        """Recorded arrays [N, ...] in this task's own keys; a task overrides it to accept other conventions."""
+        return arrays, features
+
+    def render(self) -> Any:
+        """An RGB picture [height, width, 3] uint8 of the scene, for videos; never needs a display."""
+        raise NotImplementedError
