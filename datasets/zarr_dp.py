@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from robopolicy.datasets.episodes import Episodes, check_structure, locate, select_keys
 from robopolicy.datasets.npy import NpyStream, map_npy
 from robopolicy.errors import DataError
 from robopolicy.features import ACTION, Feature, FeatureSpec
+from robopolicy.progress import progress_bar
 
 KEYS = {"action": ACTION, "img": "observation.images.img"}
 """Our key of an array; any other array X is observation.X."""
@@ -205,7 +205,7 @@ def _decode_images(array: _Array, ends: np.ndarray, cache_dir: Path | None) -> n
             cached.parent.mkdir(parents=True, exist_ok=True)
             stream = NpyStream(temporary, array.shape[1:], "uint8")
             highest = 0.0
-            with tqdm(total=array.shape[0], desc=f"decoding {array.key}", unit="frame", disable=None, delay=1) as bar:
+            with progress_bar(total=array.shape[0], desc=f"decoding {array.key}", unit="frame", delay=1) as bar:
                 for row, block in array.blocks():
                     stream.append(_as_uint8(array, block, row, ends))
                     highest = max(highest, float(block.max(initial=0)))

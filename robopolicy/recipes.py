@@ -93,7 +93,9 @@ def _pusht_small() -> TrainConfig:
     policy = DiffusionConfig(
         network=MLPConfig(), process=EDMConfig(), sampler=SamplerConfig("euler", 10), normalization=PIXELS
     )
-    return _small(policy)
+    config = _small(policy)
+    config.precision = "bf16"
+    return config
 
 
 def _pusht_small_flow() -> TrainConfig:

@@ -22,24 +22,29 @@ GYRATION_SQUARED = 3000.0  # moment of inertia per mass, px^2
 # Faces of the T in its own frame: first point, last point, inward normal. The ends are drawn in so that the agent
 # neither slips off a corner nor touches a second face.
 FACES = (
-    (-54 + 0j, 54 + 0j, 1j),
-    (60 + 5j, 60 + 25j, -1 + 0j),
-    (-60 + 5j, -60 + 25j, 1 + 0j),
-    (32 + 30j, 54 + 30j, -1j),
-    (-32 + 30j, -54 + 30j, -1j),
-    (15 + 47j, 15 + 114j, -1 + 0j),
-    (-15 + 47j, -15 + 114j, 1 + 0j),
-    (-10 + 120j, 10 + 120j, -1j),
+    (-51 + 0j, 51 + 0j, 1j),
+    (60 + 8j, 60 + 22j, -1 + 0j),
+    (-60 + 8j, -60 + 22j, 1 + 0j),
+    (35 + 30j, 51 + 30j, -1j),
+    (-35 + 30j, -51 + 30j, -1j),
+    (15 + 50j, 15 + 112j, -1 + 0j),
+    (-15 + 50j, -15 + 112j, 1 + 0j),
+    (-8 + 120j, 8 + 120j, -1j),
 )
 SPACING = 9.0  # between candidate contacts on a face, px
-LENGTHS = np.array([2.0, 3, 4.5, 6.5, 9, 13, 18, 25, 34, 45, 60, 80, 105, 135, 170, 210])  # of a push, px
-MIN_LENGTH = 1.0  # of a push worth making, px
+LENGTHS = np.array([4.5, 6.5, 9, 13, 18, 25, 34, 45, 60, 80, 105, 135, 170, 210])  # of a push, px
+MIN_LENGTH, LAST_LENGTH = 2.7, 0.4  # shortest push before another one, and shortest last push, px
+AGAIN_COST = 20.0  # px of travel against pushing once more a face just done with
+RESERVE = 4.0  # px of each end of a face kept for steering
 SWITCH_MARGIN = 40.0  # px of travel that another face must save before the agent changes its mind
 GRID = np.linspace(-1, 1, 9)
-SLIDE, SLIDE_COST = 14.0, 1.5  # furthest slide along a face in touch with it, px; its cost per px
+SLIDE_COST = 1.2  # of a slide along a face in touch with it, per px
 CLEARANCE = 7.0  # gap to the block on the way around it, px
 ANGLE_WEIGHT = 50.0  # px of error per radian of error
 RESIDUAL_COST, SWITCH_COST, TOLERANCE = 3.0, 200.0, 2.5  # in px of travel; px of error that another push must mend
+STEER = 10.0  # px by which a push may be steered along its face from one step to the next
+SLIDE_GAP = 3.0  # to the face while sliding along it, px
+PUSH_GAIN = 1.6  # of the target's distance near the end of a push, against the agent's slow settling
 TRAVEL_LEAD, PUSH_LEAD = 32.0, 18.0  # distance of the target ahead of the agent, px; half of it is run per step
 
 
@@ -69,8 +74,10 @@ class _Push:
 
     face: int
     contact: complex
+    lever: float
     length: float
     cost: float
+    last: bool
 
 
 class _Geometry:
@@ -103,7 +110,7 @@ class _Geometry:
         bent = (to_corner[:, :, None] + self.last_hop).min(axis=1)
         self.change = np.minimum(bent, self._lengths(self.approach, self.approach)) + 2 * CLEARANCE
         apart = np.abs(self.contact[:, None] - self.contact)
-        slides = (self.face[:, None] == self.face) & (apart < SLIDE)
+        slides = self.face[:, None] == self.face
         self.change = np.where(slides, SLIDE_COST * apart, self.change)
         self.first = np.searchsorted(self.face, np.arange(len(FACES)))
         last = np.searchsorted(self.face, np.arange(len(FACES)), side="right") - 1
@@ -112,6 +119,10 @@ class _Geometry:
     def nearest(self, lever: np.ndarray) -> np.ndarray:
         """Index of the contact [..., F] on each face whose lever is nearest to `lever` [..., F], within its range."""
         return self.first + np.rint((lever - self.lever[self.first]) / self.spacing).astype(int)
+
+    def lever_at(self, point: complex) -> np.ndarray:
+        """Lever [F] of pushes on each face along a line through `point`."""
+        return -((point - CENTRE) * np.conj(self.normal)).imag
 
     def _lengths(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Lengths [N, M] of straight ways between points [N] and [M]; infinite through the block."""
@@ -146,11 +157,11 @@ class PushTExpert:
         self.generator = np.random.default_rng(seed)
         self.noise = noise
         self.geometry = _Geometry()
-        self._face: int | None = None
+        self._push: _Push | None = None
 
     def reset(self) -> None:
-        """Forgets the face that the last episode pushed."""
-        self._face = None
+        """Forgets the push of the last episode."""
+        self._push = None
 
     def act(self, task: _PushT) -> np.ndarray:
         """The next pixel target [2] for the present true state of `task`."""
@@ -167,7 +178,7 @@ class PushTExpert:
 
     def _travel(
         self, local: complex, position: complex, rotation: complex
-    ) -> tuple[np.ndarray, Callable[[int], list[complex] | None]]:
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[int], list[complex] | None]]:
         """Length [M] of the way from the agent to each contact, and a function giving the points on it, if any."""
         g = self.geometry
         start, retreat = local, 0.0
@@ -189,7 +200,9 @@ class PushTExpert:
         at = g.contact - g.normal[g.face] * RADIUS
         # In touch with the right face the agent slides along it.
         offset = (local - at) / g.normal[g.face]
-        slides = (np.abs(offset.real + CLEARANCE / 2) < CLEARANCE / 2 + 4) & (np.abs(offset.imag) < SLIDE)
+        lever = g.lever_at(local)
+        beside = (lever > g.lever_low - 2 * RESERVE) & (lever < g.lever_high + 2 * RESERVE)
+        slides = (np.abs(offset.real + CLEARANCE / 2) < CLEARANCE / 2 + 4) & beside[g.face]
         length = np.where(slides, np.abs(offset.real) + SLIDE_COST * np.abs(offset.imag), length)
         length = np.where(self._inside(at * rotation + position), length, np.inf)
 
@@ -206,7 +219,7 @@ class PushTExpert:
                     points.append(complex(g.corner[corner]))
             return points
 
-        return length, way
+        return length, slides, way
 
     @staticmethod
     def _inside(points: np.ndarray) -> np.ndarray:
@@ -215,7 +228,7 @@ class PushTExpert:
     def _plan(self, local: complex, position: complex, rotation: complex) -> tuple[_Push, list[complex]]:
         """The push to make now, and the way [points in the block's frame] to its contact."""
         g = self.geometry
-        travel, way_to = self._travel(local, position, rotation)
+        travel, slides, way_to = self._travel(local, position, rotation)
         goal = complex(*GOAL_POSE[:2]) + CENTRE * np.exp(1j * GOAL_POSE[2])
         ahead = (goal - position) / rotation - CENTRE
         turn = float(_wrap(np.array(GOAL_POSE[2] - np.angle(rotation))))
@@ -223,32 +236,34 @@ class PushTExpert:
         # Candidates: every contact with every length, and on each face the push that comes nearest to the goal.
         length, turned = self._last_push(np.array(ahead), np.array(turn))
         lever = np.clip(turned * GYRATION_SQUARED / np.maximum(length, 1e-6), g.lever_low, g.lever_high)
-        contact = np.abs(np.where(g.face == np.arange(len(FACES))[:, None], g.lever, np.inf) - lever[:, None]).argmin(
-            1
-        )
         index = np.concatenate([np.repeat(np.arange(len(g.contact)), len(LENGTHS)), g.nearest(lever)])
         levers = np.concatenate([np.repeat(g.lever, len(LENGTHS)), lever])
         lengths = np.concatenate([np.tile(LENGTHS, len(g.contact)), length])
-        cost = travel[index] + self._cost(index, levers, lengths, ahead, turn)
-        cost[lengths < MIN_LENGTH] = np.inf
+        cost = travel[index] + self._cost(index, levers, lengths, ahead, turn)[0]
+        cost[lengths < LAST_LENGTH] = np.inf
 
-        kept = None
-        if self._face is not None:
-            best = int(np.where(g.face[index] == self._face, cost, np.inf).argmin())
-            kept = self._refined(index[best], levers[best], lengths[best], travel, ahead, turn)
-            if kept.length < MIN_LENGTH or cost.min() + SWITCH_MARGIN < kept.cost:
-                kept = None
-        if kept is None:
+        at_lever = g.lever_at(local)
+        push = None
+        if self._push is not None:
+            kept = (g.face[index] == self._push.face) & (np.abs(levers - self._push.lever) <= STEER)
+            best = int(np.where(kept, cost, np.inf).argmin())
+            push = self._refined(index[best], levers[best], lengths[best], travel, slides, at_lever, ahead, turn)
+            if push.length < (LAST_LENGTH if push.last else MIN_LENGTH):
+                cost = cost + np.where(kept, AGAIN_COST, 0.0)
+                push = None
+            elif cost.min() + SWITCH_MARGIN < push.cost:
+                push = None
+        if push is None:
             best = int(cost.argmin())
-            kept = self._refined(index[best], levers[best], lengths[best], travel, ahead, turn)
-        self._face = kept.face
+            push = self._refined(index[best], levers[best], lengths[best], travel, slides, at_lever, ahead, turn)
+        self._push = push
         way = way_to(int(index[best]))
-        return kept, [] if way is None else [*way, kept.contact - g.normal[kept.face] * (RADIUS + CLEARANCE)]
+        return push, [] if way is None else [*way, push.contact - g.normal[push.face] * (RADIUS + CLEARANCE)]
 
     def _cost(
         self, index: np.ndarray, lever: np.ndarray, length: np.ndarray, ahead: complex, turn: float
-    ) -> np.ndarray:
-        """Travel in px of pushes [N], from contact on, and of the best continuation with at most one more push."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Travel [N] in px of pushes from contact on with at most one more push, and whether there is none [N]."""
         g = self.geometry
         turned = length * lever / GYRATION_SQUARED
         left = (ahead - arc(g.normal[g.face[index]], length, turned)) * np.exp(-1j * turned)
@@ -260,27 +275,40 @@ class PushTExpert:
         )
         lever2 = np.clip(turn2 * GYRATION_SQUARED / np.maximum(length2, 1e-6), g.lever_low, g.lever_high)
         on = g.change[index[:, None], g.nearest(lever2)] + length2 + self._residual_cost(rest)
-        return length + np.minimum(stop, on.min(axis=1))
+        more = on.min(axis=1)
+        return length + np.minimum(stop, more), stop < more
 
     def _refined(
-        self, index: int, lever: float, length: float, travel: np.ndarray, ahead: complex, turn: float
+        self,
+        index: int,
+        lever: float,
+        length: float,
+        travel: np.ndarray,
+        slides: np.ndarray,
+        at_lever: np.ndarray,
+        ahead: complex,
+        turn: float,
     ) -> _Push:
         """The best push near a candidate."""
         g = self.geometry
         face = int(g.face[index])
         base = g.lever[index]
         for scale in (1.0, 0.25):
-            levers = np.clip(lever + scale * SPACING * GRID, g.lever_low[face], g.lever_high[face])
+            levers = lever + scale * SPACING * GRID
+            levers = np.clip(levers, g.lever_low[face] - RESERVE, g.lever_high[face] + RESERVE)
             lengths = length * np.exp(scale * 0.35 * GRID)
             many, long = (m.ravel() for m in np.meshgrid(levers, lengths))
-            cost = self._cost(np.full(many.shape, index), many, long, ahead, turn) + np.abs(many - base)
+            cost, last = self._cost(np.full(many.shape, index), many, long, ahead, turn)
+            cost += (
+                SLIDE_COST * np.abs(many - at_lever[face]) if slides[index] else travel[index] + np.abs(many - base)
+            )
             best = int(cost.argmin())
             lever, length = float(many[best]), float(long[best])
         along = (FACES[face][1] - FACES[face][0]) / abs(FACES[face][1] - FACES[face][0])
         # The lever changes along a face by one pixel per pixel.
         rise = along.real * g.normal[face].imag - along.imag * g.normal[face].real
         contact = complex(g.contact[index] + along * rise * (lever - base))
-        return _Push(face, contact, length, float(cost[best] + travel[index]))
+        return _Push(face, contact, lever, length, float(cost[best]), bool(last[best]))
 
     def _last_push(self, ahead: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Length and turn [..., F] of the push on each face that comes nearest to (ahead, turn) [...]."""
@@ -309,19 +337,8 @@ class PushTExpert:
         points = [local, *way]
         hops = np.abs(np.diff(points)) if len(points) > 1 else np.zeros(0)
         remaining = float(hops.sum())
-        offset = (local - push.contact) / normal
-        aligned = max(0.0, 1 - abs(offset.imag) / 12) if offset.real < 0 else 0.0
-        if remaining < TRAVEL_LEAD and (not way or len(way) == 1):
-            lead = PUSH_LEAD * aligned if way else PUSH_LEAD
-            arm = push.contact - CENTRE
-            lever = arm.real * normal.imag - arm.imag * normal.real
-            gap = max(-offset.real - RADIUS, 0.0)
-            length = min(max(lead - gap, 0.0), push.length)
-            if aligned > 0.3 or not way:
-                turned = length * lever / GYRATION_SQUARED
-                centre = CENTRE + arc(np.array(normal), np.array(length), np.array(turned))
-                agent = push.contact - CENTRE - normal * RADIUS
-                return complex(centre + agent * np.exp(1j * turned))
+        if len(way) < 2 and remaining < TRAVEL_LEAD:
+            return self._push_target(local, push, normal)
         for lead in (TRAVEL_LEAD, 0.75 * TRAVEL_LEAD, 0.5 * TRAVEL_LEAD, 0.25 * TRAVEL_LEAD):
             left, target = lead, points[-1]
             for start, end, hop in zip(points[:-1], points[1:], hops, strict=True):
@@ -332,3 +349,19 @@ class PushTExpert:
             if g.visible(np.array(local), np.array(target), RADIUS + 0.5):
                 break
         return complex(target)
+
+    def _push_target(self, local: complex, push: _Push, normal: complex) -> complex:
+        """The target of an agent in front of its contact: sideways until it is aligned, then along the push."""
+        offset = (local - push.contact) / normal
+        gap = -offset.real - RADIUS
+        aligned = min(max(1.2 - abs(offset.imag) / 8, 0.0), 1.0)
+        arm = push.contact - CENTRE
+        lever = arm.real * normal.imag - arm.imag * normal.real
+        length = min(PUSH_LEAD * aligned - max(gap, 0.0), PUSH_GAIN * push.length)
+        if length <= 0:
+            sideways = -float(np.clip(offset.imag, -TRAVEL_LEAD, TRAVEL_LEAD))
+            inward = length + max(gap, 0.0) + min(gap - SLIDE_GAP, 0.0) * (1 - aligned)
+            return local + normal * complex(inward, sideways)
+        turned = length * lever / GYRATION_SQUARED
+        centre = CENTRE + arc(np.array(normal), np.array(length), np.array(turned))
+        return complex(centre + (arm - normal * RADIUS) * np.exp(1j * turned))

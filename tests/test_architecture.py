@@ -15,7 +15,7 @@ ROOMS = {
     "registry": {"errors"},
     "progress": set(),
     "diffusion": {"errors"},
-    "nn": {"errors", "features"},
+    "nn": {"errors", "features", "diffusion"},
     "policies": {"errors", "features", "configs", "diffusion", "nn", "registry"},
     "inference": {"errors", "features", "diffusion", "nn", "policies"},
     "evaluation": {

@@ -123,7 +123,9 @@ def evaluator(config: TrainConfig) -> Evaluator | None:
     seeds = list(range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval.episodes))
 
     def score(policy: Policy, step: int) -> dict[str, float]:
-        result = evaluate(policy, config.task, seeds, n_envs=config.eval.n_envs, record_video=0, pictures=0, progress=False)
+        result = evaluate(
+            policy, config.task, seeds, n_envs=config.eval.n_envs, record_video=0, pictures=0, progress=False
+        )
         return {
             "eval/score": result.score.value,
             "eval/score_low": result.score.low,

@@ -9,7 +9,7 @@ One signature for all, `sampler(denoiser, x, sigmas, noise=None, callback=None, 
 - callback(step, x, sigma, D) sees the state before each step.
 
 The probability-flow ODE they follow is dx / d sigma = (x - D(x, sigma)) / sigma. Steps are written as weighted sums
-of x and D where that is possible, since sigma spans seven decades and x + (s' - s) d would lose digits in float32.
+of x and D where that is possible, since sigma spans many decades and x + (s' - s) d would lose digits in float32.
 `s`, `s_next` are neighbouring noise levels and lambda = -ln(sigma).
 """
 

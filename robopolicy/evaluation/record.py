@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from robopolicy import registry
 from robopolicy.errors import RobopolicyError
@@ -16,6 +15,7 @@ from robopolicy.evaluation.environments import TaskSource, make_task
 from robopolicy.evaluation.statistics import wilson
 from robopolicy.evaluation.workers import Arrays, Workers
 from robopolicy.features import Feature, FeatureSpec
+from robopolicy.progress import progress_bar
 
 if TYPE_CHECKING:
     from robopolicy.sim.task import Task
@@ -117,7 +117,7 @@ def record(
     attempts = successes = 0
     with (
         EpisodeWriter(Path(out_path), features, fingerprint) as writer,
-        tqdm(total=episodes, desc=f"record {name}", unit="episode", disable=not progress) as bar,
+        progress_bar(total=episodes, desc=f"record {name}", unit="episode", disable=not progress) as bar,
     ):
         seeds = iter(range(seed, min(seed + most, TEST_SEEDS)))
         for arrays in _rollouts((task, expert, expert_options or {}, keys), seeds, workers):

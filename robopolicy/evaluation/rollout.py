@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from robopolicy.errors import RobopolicyError
 from robopolicy.evaluation.environments import Environments, TaskSource, make_task, open_environments
@@ -16,6 +15,7 @@ from robopolicy.evaluation.result import Episode, EvalInfo, EvalResult, rounded
 from robopolicy.evaluation.video import encode_mp4
 from robopolicy.inference.runner import PolicyRunner, Strategy
 from robopolicy.policies.base import Policy
+from robopolicy.progress import progress_bar
 
 REPLAY_TOLERANCE = 1e-6
 """Difference of rewards that summation in another order may cause, but a different motion soon exceeds."""
@@ -174,7 +174,7 @@ class _Loop:
     def run(self, seeds: Sequence[int], progress: bool) -> dict[int, _Rollout]:
         waiting, step, score_sum = deque(seeds), 0, 0.0
         limit = self.reference.max_steps
-        with tqdm(
+        with progress_bar(
             total=len(seeds) * limit, desc=f"evaluate {self.reference.name}", unit="step", disable=not progress
         ) as bar:
             while waiting or self._active:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from robopolicy.diffusion.noise import randn
 from robopolicy.errors import RobopolicyError
 from robopolicy.features import FeatureSpec
 from robopolicy.nn.normalizer import Normalizer
@@ -12,13 +13,14 @@ from robopolicy.nn.vision import ImageEncoder, VisionConfig, crop_images
 class ObservationEncoder(nn.Module):
     """{key: [B, T_o, ...]} in physical units to [B, T_o, F]; F is `dim`."""
 
-    def __init__(self, features: FeatureSpec, vision: VisionConfig) -> None:
+    def __init__(self, features: FeatureSpec, vision: VisionConfig, state_noise: float = 0.0) -> None:
         super().__init__()
         self.states = [f.key for f in features.inputs if f.kind in ("state", "goal")]
         self.images = [f.key for f in features.inputs if f.kind == "image"]
         if not self.states and not self.images:
             raise RobopolicyError(f"nothing to observe among the features {features.keys()}")
         self.crop = vision.crop
+        self.state_noise = state_noise
         names = ["shared"] if vision.share_encoder else [k.replace(".", "_") for k in self.images]
         self.cameras = nn.ModuleDict({n: ImageEncoder(vision) for n in names} if self.images else {})
         self.shared = vision.share_encoder
@@ -28,8 +30,10 @@ class ObservationEncoder(nn.Module):
     def forward(
         self, observation: dict[str, Tensor], normalizer: Normalizer, generator: torch.Generator | None = None
     ) -> Tensor:
-        """With a generator, images are cropped at random (training); without one, centred."""
+        """With a generator, states get noise and images random crops (training); without one, neither."""
         parts = [normalizer.normalize(k, observation[k]).flatten(2) for k in self.states]
+        if generator is not None and self.state_noise:
+            parts = [p + self.state_noise * randn(p.shape, generator, p.device) for p in parts]
         for key in self.images:
             images = observation[key]
             batch, steps = images.shape[:2]

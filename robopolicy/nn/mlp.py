@@ -12,10 +12,12 @@ class AdaLNBlock(nn.Module):
     The gate starts at zero, so that a new block is the identity.
     """
 
-    def __init__(self, width: int, expansion: int = 2) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, expansion: int = 2) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.mlp = nn.Sequential(nn.Linear(width, expansion * width), nn.SiLU(), nn.Linear(expansion * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(expansion * width, width)
+        )
         self.modulation = nn.Linear(width, 3 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -29,13 +31,20 @@ class ResidualMLP(nn.Module):
     """Maps a noisy chunk [B, H, D_a], a time [B] and a condition [B, C] (or [B, T_o, F]) to [B, H, D_a]."""
 
     def __init__(
-        self, action_dim: int, cond_dim: int, horizon: int, width: int = 256, blocks: int = 4, time_scale: float = 1.0
+        self,
+        action_dim: int,
+        cond_dim: int,
+        horizon: int,
+        width: int = 256,
+        blocks: int = 4,
+        dropout: float = 0.0,
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.time = TimeMLP(width, time_scale)
+        self.time = nn.Sequential(TimeMLP(64, time_scale), nn.SiLU(), nn.Linear(64, width))
         self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.chunk_in = nn.Linear(horizon * action_dim, width)
-        self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(AdaLNBlock(width, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.chunk_out = nn.Linear(width, horizon * action_dim)
         nn.init.zeros_(self.chunk_out.weight)

@@ -1,7 +1,6 @@
 """The 1-D convolutional U-Net of Diffusion Policy with FiLM conditioning (Chi et al. 2023, section III-A)."""
 
 import itertools
-
 from typing import cast
 
 import torch

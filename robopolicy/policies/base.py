@@ -41,6 +41,8 @@ class PolicyConfig:
     """T_a: actions executed before the next chunk is asked for."""
     mask_padding: bool = False
     """Leave the rows that repeat an episode's first or last action out of the loss."""
+    state_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the normalised states while training."""
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
 
 

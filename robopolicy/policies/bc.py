@@ -37,7 +37,7 @@ class BCPolicy(Policy):
 
     def __init__(self, config: BCConfig, features: FeatureSpec, normalizer: Normalizer) -> None:
         super().__init__(config, features, normalizer)
-        self.encoder = ObservationEncoder(features, config.vision)
+        self.encoder = ObservationEncoder(features, config.vision, config.state_noise)
         cond_dim = config.n_obs_steps * self.encoder.dim
         self.network = DirectMLP(self.action_dim, cond_dim, config.horizon, config.width, config.layers)
 

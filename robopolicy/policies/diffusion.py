@@ -66,6 +66,7 @@ class MLPConfig(NetworkConfig):
     kind: ClassVar[str] = "mlp"
     width: int = 256
     blocks: int = 4
+    dropout: float = 0.0
 
 
 @dataclass
@@ -148,7 +149,7 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, config: DiffusionConfig, features: FeatureSpec, normalizer: Normalizer) -> None:
         super().__init__(config, features, normalizer)
-        self.encoder = ObservationEncoder(features, config.vision)
+        self.encoder = ObservationEncoder(features, config.vision, config.state_noise)
         self.process = config.process.build()  # type: ignore[attr-defined]
         self.network = self._make_network(config)
         sampler(config.sampler.name)
@@ -175,7 +176,7 @@ class DiffusionPolicy(Policy):
                 net.causal,
             )
         assert isinstance(net, MLPConfig)
-        return ResidualMLP(self.action_dim, flat, config.horizon, net.width, net.blocks, scale)
+        return ResidualMLP(self.action_dim, flat, config.horizon, net.width, net.blocks, net.dropout, scale)
 
     @property
     def first_action(self) -> int:

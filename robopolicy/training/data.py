@@ -125,7 +125,7 @@ def window_shape(policy: Policy) -> Any:
     from robopolicy.datasets.windows import WindowShape
 
     config = policy.config
-    # The last windows would teach mostly padding; Diffusion Policy drops those with less than T_a real actions.
+    # The last windows would teach mostly padding; Diffusion Policy keeps those with at most T_a - 1 padded rows.
     drop = config.horizon - policy.first_action - config.n_action_steps
     return WindowShape(config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0))
 

@@ -1,7 +1,9 @@
 import errno
+import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -81,6 +83,16 @@ def test_content_hash_sees_every_kind_of_change(memory: Episodes) -> None:
     ]
     hashes |= {changed.content_hash() for changed in changes}
     assert len(hashes) == 6
+    # Provenance files keep hashes, so the rule must not change.
+    pinned = Episodes(
+        {"action": np.arange(4, dtype=np.float32)[:, None]},
+        np.array([1, 4]),
+        FeatureSpec((Feature("action", (1,), kind="action"),)),
+        Path("pinned"),
+        "episodes",
+    )
+    content = struct.pack("<2q", 1, 4) + b"action float32 (4, 1)" + struct.pack("<4f", 0, 1, 2, 3)
+    assert pinned.content_hash() == hashlib.sha256(content).hexdigest()
     reordered = dict(reversed(list(memory.arrays.items())))
     big_endian = {k: v.astype(v.dtype.newbyteorder(">")) for k, v in reordered.items()}
     assert replace(memory, arrays=big_endian).content_hash() == memory.content_hash()

@@ -148,7 +148,7 @@ def diffusers_difference(
 
     Both start from one noise, call one network and draw the same noise while sampling. float64 also widens the
     scheduler's own table, whose float32 arithmetic otherwise dominates: 1 - abar_t / abar_(t-1) keeps three digits
-    when beta is 1e-4, and epsilon networks at sigma = 2e4 fix the clean chunk only to 1e-3.
+    when beta is 1e-4, and epsilon networks at sigma = 2e3 fix the clean chunk only to 1e-4.
     """
     spacing = "trailing" if kind.startswith("2m") else "leading"
     process = process_class(100, betas, prediction, clip, spacing)  # type: ignore[arg-type]

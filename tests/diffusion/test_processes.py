@@ -257,3 +257,11 @@ def test_flow_training_times():
 def test_mistakes_are_named(make, message):
     with pytest.raises(RobopolicyError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["edm", "vp_epsilon", "vp_linear"])
+def test_native_schedule_spans_the_ends_of_the_process(name):
+    process = PROCESSES[name]
+    sigmas = process.sigmas(getattr(process, "train_steps", 40))
+    assert float(sigmas[0]) == process.sigma_max
+    assert float(sigmas[-2]) == process.sigma_min

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toys import CONFIGS, IMAGE_SPEC, make, train
+from toys import CONFIGS, IMAGE_SPEC, SPEC, make, train
 
 from robopolicy.policies.base import chunk_error
 
@@ -134,3 +134,13 @@ def test_golden_output_passes_through_normaliser_and_weights() -> None:
             parameter.copy_(kept)
         policy.normalizer.scale_observation_state.mul_(2)
         assert not torch.equal(before, policy.golden(observation, torch.Generator().manual_seed(0)))
+
+
+def test_state_noise_is_for_training_only_and_has_the_asked_spread() -> None:
+    policy = make("edm-mlp", SPEC)
+    policy.encoder.state_noise = 0.5
+    observation = {"observation.state": torch.zeros(2000, 2, 2)}
+    noisy = policy.encoder(observation, policy.normalizer, torch.Generator().manual_seed(0))
+    assert abs(noisy.mean().item()) < 0.02
+    assert noisy.std().item() == pytest.approx(0.5, abs=0.02)
+    assert policy.encoder(observation, policy.normalizer).abs().max() == 0
