@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ledger import record
 
 N_OBS_STEPS, HORIZON, FIRST = 2, 16, -1
 BATCH = 256
@@ -167,25 +168,21 @@ def main(args: argparse.Namespace) -> None:
     medians = {k: statistics.median(v) for k, v in measured.items()}
     best = max((k for k in measured if k != "ours"), key=lambda k: medians[k])
     low, high = interval(measured["ours"], measured[best])
-    result = {
-        "name": "window_sampler_ratio",
-        "value": medians["ours"] / medians[best],
-        "low": low,
-        "high": high,
-        "unit": "x",
-        "n": args.rounds,
-        "peer": f"{peer.version}, DataLoader with {best}",
-        "note": f"{os.cpu_count()} cores; batch {BATCH}, {N_OBS_STEPS} observation steps, horizon {HORIZON}; in turn, "
-        "one thread per process; ratio of medians over rounds with a 95% bootstrap interval; LeRobot also returns "
-        "task, timestamp and indices",
-        "ours_samples_per_s": medians["ours"],
-        "peer_samples_per_s": medians[best],
-        "load_average": {"before": before, "after": os.getloadavg()[0]},
-        "rounds": measured,
-    }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    record(
+        "window_sampler_ratio",
+        f"python benchmarks/window_sampler.py --data DATASET --peer-python PEER --rounds {args.rounds}",
+        medians["ours"] / medians[best],
+        low,
+        high,
+        "x samples/s",
+        args.rounds,
+        peer=f"{peer.version}, DataLoader with {best}",
+        note=f"Medians: ours {medians['ours']:,.0f} samples/s, peer {medians[best]:,.0f}. Batch {BATCH}, "
+        f"{N_OBS_STEPS} observation steps, horizon {HORIZON}; in turn, one thread per process; ratio of medians over rounds, "
+        "bootstrap over rounds. LeRobot also returns task, timestamp and indices.",
+        load_average={"before": before, "after": os.getloadavg()[0]},
+        rounds=measured,
+    )
 
 
 if __name__ == "__main__":
@@ -195,7 +192,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of our part of a round")
     parser.add_argument("--batches", type=int, default=30, help="batches of the peer's part of a round")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     parser.add_argument("--role", choices=["driver", "peer"], default="driver", help=argparse.SUPPRESS)
     parser.add_argument("--fps", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
