@@ -178,8 +178,8 @@ def main(args: argparse.Namespace) -> None:
         args.rounds,
         peer=f"{peer.version}, DataLoader with {best}",
         note=f"Medians: ours {medians['ours']:,.0f} samples/s, peer {medians[best]:,.0f}. Batch {BATCH}, "
-        f"{N_OBS_STEPS} observation steps, horizon {HORIZON}; in turn, one thread per process; ratio of medians over rounds, "
-        "bootstrap over rounds. LeRobot also returns task, timestamp and indices.",
+        f"{N_OBS_STEPS} observation steps, horizon {HORIZON}; in turn, one thread per process; ratio of medians "
+        "over rounds, bootstrap over rounds. LeRobot also returns task, timestamp and indices.",
         load_average={"before": before, "after": os.getloadavg()[0]},
         rounds=measured,
     )

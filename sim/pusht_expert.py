@@ -39,7 +39,7 @@ RESERVE = 4.0  # px of each end of a face kept for steering
 SWITCH_MARGIN = 40.0  # px of travel that another face must save before the agent changes its mind
 GRID = np.linspace(-1, 1, 9)
 SLIDE_COST = 1.2  # of a slide along a face in touch with it, per px
-CLEARANCE = 7.0  # gap to the block on the way around it, px
+CLEARANCE = 12.0  # gap to the block on the way around it, px
 ANGLE_WEIGHT = 50.0  # px of error per radian of error
 RESIDUAL_COST, SWITCH_COST, TOLERANCE = 3.0, 200.0, 2.5  # in px of travel; px of error that another push must mend
 STEER = 10.0  # px by which a push may be steered along its face from one step to the next
@@ -98,7 +98,7 @@ class _Geometry:
         self.lever_low = np.array([self.lever[self.face == f].min() for f in range(len(FACES))])
         self.lever_high = np.array([self.lever[self.face == f].max() for f in range(len(FACES))])
         self.approach = self.contact - push * (RADIUS + CLEARANCE)
-        gap = RADIUS + CLEARANCE - 3
+        gap = RADIUS + CLEARANCE - 2
         self.corner = np.array(
             [s * (60 + gap) + 1j * y for s in (-1, 1) for y in (-gap, 30 + gap)]
             + [s * (15 + gap) + 1j * y for s in (-1, 1) for y in (120 + gap, 30 + gap)]
@@ -109,9 +109,7 @@ class _Geometry:
         to_corner = (self.last_hop.T[:, :, None] + around).min(axis=1)
         bent = (to_corner[:, :, None] + self.last_hop).min(axis=1)
         self.change = np.minimum(bent, self._lengths(self.approach, self.approach)) + 2 * CLEARANCE
-        apart = np.abs(self.contact[:, None] - self.contact)
-        slides = self.face[:, None] == self.face
-        self.change = np.where(slides, SLIDE_COST * apart, self.change)
+        self.change[self.face[:, None] == self.face] = np.inf
         self.first = np.searchsorted(self.face, np.arange(len(FACES)))
         last = np.searchsorted(self.face, np.arange(len(FACES)), side="right") - 1
         self.spacing = (self.lever[last] - self.lever[self.first]) / (last - self.first)
@@ -140,7 +138,7 @@ class _Geometry:
             next_corner = np.where(shorter, next_corner[:, k, None], next_corner)
         return ways, next_corner
 
-    def visible(self, start: np.ndarray, end: np.ndarray, gap: float = RADIUS + 1.5) -> np.ndarray:
+    def visible(self, start: np.ndarray, end: np.ndarray, gap: float = RADIUS + 5) -> np.ndarray:
         """Whether the agent keeps `gap` from the block on straight ways between broadcastable points."""
         along = np.linspace(0, 1, 33)
         ways = np.asarray(start)[..., None] * (1 - along) + np.asarray(end)[..., None] * along
@@ -339,6 +337,7 @@ class PushTExpert:
         remaining = float(hops.sum())
         if len(way) < 2 and remaining < TRAVEL_LEAD:
             return self._push_target(local, push, normal)
+        keep = min(RADIUS + 3, float(block_distance(np.array(local))) - 0.5)
         for lead in (TRAVEL_LEAD, 0.75 * TRAVEL_LEAD, 0.5 * TRAVEL_LEAD, 0.25 * TRAVEL_LEAD):
             left, target = lead, points[-1]
             for start, end, hop in zip(points[:-1], points[1:], hops, strict=True):
@@ -346,7 +345,7 @@ class PushTExpert:
                     target = start + (end - start) * left / hop
                     break
                 left -= hop
-            if g.visible(np.array(local), np.array(target), RADIUS + 0.5):
+            if g.visible(np.array(local), np.array(target), keep):
                 break
         return complex(target)
 

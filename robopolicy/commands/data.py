@@ -60,16 +60,14 @@ def run(arguments: list[str]) -> None:
             raise RobopolicyError(f"--episodes {args.episodes}: at least 1 is needed")
         from robopolicy.evaluation.record import record
 
-        print(
-            record(
-                args.task,
-                args.expert,
-                args.output,
-                episodes=args.episodes,
-                seed=args.seed,
-                keep_failures=args.keep_failures,
-                workers=args.workers,
-            )
+        record(
+            args.task,
+            args.expert,
+            args.output,
+            episodes=args.episodes,
+            seed=args.seed,
+            keep_failures=args.keep_failures,
+            workers=args.workers,
         )
     else:
         raise unknown("verb of 'robopolicy data'", verb, ["info", "record"])

@@ -113,6 +113,8 @@ def record(
         raise RobopolicyError(f"seeds {seed}..{seed + episodes - 1} reach the test seeds, which begin at {TEST_SEEDS}")
     with closing(make_task(task)) as reference:
         features, fingerprint, name = stored_features(reference, images), reference.fingerprint(), reference.name
+    if isinstance(expert, str):
+        registry.expert_class(name, expert)  # an unknown name fails before anything is opened
     keys = [f.key for f in features if f.key not in (REWARD.key, SUCCESS.key)]
     attempts = successes = 0
     with (
