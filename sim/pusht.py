@@ -123,6 +123,7 @@ class _PushT(Task):
         self.observation_space = cast(Any, spaces.Dict({f.key: _space(f) for f in self.features.inputs}))
         self.action_space = _space(self.features.action)
         self._goal_geometry: Any = None
+        self._shapes: list[Any] = []
 
     @property
     def agent_position(self) -> np.ndarray:
@@ -201,9 +202,11 @@ class _PushT(Task):
 
         simulator = self.simulator
         if self._goal_geometry is None:
+            # pymunk keeps a body's shapes in a set; in a fixed order their areas add up to the same last digit.
+            self._shapes = sorted(simulator.block.shapes, key=lambda s: [tuple(v) for v in s.get_vertices()])
             goal = simulator.get_goal_pose_body(simulator.goal_pose)
-            self._goal_geometry = pymunk_to_shapely(goal, simulator.block.shapes)
-        block = pymunk_to_shapely(simulator.block, simulator.block.shapes)
+            self._goal_geometry = pymunk_to_shapely(goal, self._shapes)
+        block = pymunk_to_shapely(simulator.block, self._shapes)
         return float(self._goal_geometry.intersection(block).area / self._goal_geometry.area)
 
     def _observe(self) -> Observation:

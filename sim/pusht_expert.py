@@ -22,17 +22,19 @@ GYRATION_SQUARED = 3000.0  # moment of inertia per mass, px^2
 # Faces of the T in its own frame: first point, last point, inward normal. The ends are drawn in so that the agent
 # neither slips off a corner nor touches a second face.
 FACES = (
-    (-51 + 0j, 51 + 0j, 1j),
+    (-45 + 0j, 45 + 0j, 1j),
     (60 + 8j, 60 + 22j, -1 + 0j),
     (-60 + 8j, -60 + 22j, 1 + 0j),
-    (35 + 30j, 51 + 30j, -1j),
-    (-35 + 30j, -51 + 30j, -1j),
-    (15 + 50j, 15 + 112j, -1 + 0j),
-    (-15 + 50j, -15 + 112j, 1 + 0j),
+    (35 + 30j, 49 + 30j, -1j),
+    (-35 + 30j, -49 + 30j, -1j),
+    (15 + 50j, 15 + 104j, -1 + 0j),
+    (-15 + 50j, -15 + 104j, 1 + 0j),
     (-8 + 120j, 8 + 120j, -1j),
 )
+OUTLINE = np.array([-60, 60, 60 + 30j, -60 + 30j, -15 + 120j, 15 + 120j])  # corners of the T
+WALL_COST, WALL_REACH = 4.0, 225.0  # per px of the block beyond this distance from the middle
 SPACING = 9.0  # between candidate contacts on a face, px
-LENGTHS = np.array([4.5, 6.5, 9, 13, 18, 25, 34, 45, 60, 80, 105, 135, 170, 210])  # of a push, px
+LENGTHS = np.array([4.0, 6.5, 9, 13, 18, 25, 34, 45, 60, 80, 105, 135, 170, 210])  # of a push, px
 MIN_LENGTH, LAST_LENGTH = 2.7, 0.4  # shortest push before another one, and shortest last push, px
 AGAIN_COST = 20.0  # px of travel against pushing once more a face just done with
 RESERVE = 4.0  # px of each end of a face kept for steering
@@ -42,7 +44,7 @@ SLIDE_COST = 1.2  # of a slide along a face in touch with it, per px
 CLEARANCE = 12.0  # gap to the block on the way around it, px
 ANGLE_WEIGHT = 50.0  # px of error per radian of error
 RESIDUAL_COST, SWITCH_COST, TOLERANCE = 3.0, 200.0, 2.5  # in px of travel; px of error that another push must mend
-STEER = 10.0  # px by which a push may be steered along its face from one step to the next
+STEER = 7.0  # px by which a push may be steered along its face from one step to the next
 SLIDE_GAP = 3.0  # to the face while sliding along it, px
 PUSH_GAIN = 1.6  # of the target's distance near the end of a push, against the agent's slow settling
 TRAVEL_LEAD, PUSH_LEAD = 32.0, 18.0  # distance of the target ahead of the agent, px; half of it is run per step
@@ -200,7 +202,7 @@ class PushTExpert:
         offset = (local - at) / g.normal[g.face]
         lever = g.lever_at(local)
         beside = (lever > g.lever_low - 2 * RESERVE) & (lever < g.lever_high + 2 * RESERVE)
-        slides = (np.abs(offset.real + CLEARANCE / 2) < CLEARANCE / 2 + 4) & beside[g.face]
+        slides = (offset.real > -CLEARANCE - 4) & (offset.real < RADIUS / 2) & beside[g.face]
         length = np.where(slides, np.abs(offset.real) + SLIDE_COST * np.abs(offset.imag), length)
         length = np.where(self._inside(at * rotation + position), length, np.inf)
 
@@ -238,6 +240,7 @@ class PushTExpert:
         levers = np.concatenate([np.repeat(g.lever, len(LENGTHS)), lever])
         lengths = np.concatenate([np.tile(LENGTHS, len(g.contact)), length])
         cost = travel[index] + self._cost(index, levers, lengths, ahead, turn)[0]
+        cost += WALL_COST * self._overflow(index, levers, lengths, position, rotation)
         cost[lengths < LAST_LENGTH] = np.inf
 
         at_lever = g.lever_at(local)
@@ -257,6 +260,20 @@ class PushTExpert:
         self._push = push
         way = way_to(int(index[best]))
         return push, [] if way is None else [*way, push.contact - g.normal[push.face] * (RADIUS + CLEARANCE)]
+
+    def _overflow(
+        self, index: np.ndarray, lever: np.ndarray, length: np.ndarray, position: complex, rotation: complex
+    ) -> np.ndarray:
+        """How far [N] in px pushes bring the block nearer to a wall than it may come."""
+        turned = length * lever / GYRATION_SQUARED
+        moved = CENTRE + arc(self.geometry.normal[self.geometry.face[index]], length, turned)
+
+        def reach(centre: np.ndarray, heading: np.ndarray) -> np.ndarray:
+            corners = (centre[:, None] + heading[:, None] * (OUTLINE - CENTRE)) * rotation + position - (256 + 256j)
+            return np.maximum(np.abs(corners.real), np.abs(corners.imag)).max(axis=1)
+
+        allowed = np.maximum(WALL_REACH, reach(np.array([CENTRE]), np.ones(1)))
+        return np.maximum(reach(moved, np.exp(1j * turned)) - allowed, 0.0)
 
     def _cost(
         self, index: np.ndarray, lever: np.ndarray, length: np.ndarray, ahead: complex, turn: float
@@ -353,7 +370,7 @@ class PushTExpert:
         """The target of an agent in front of its contact: sideways until it is aligned, then along the push."""
         offset = (local - push.contact) / normal
         gap = -offset.real - RADIUS
-        aligned = min(max(1.2 - abs(offset.imag) / 8, 0.0), 1.0)
+        aligned = min(max(1.5 - abs(offset.imag) / (16 if gap < 2 else 8), 0.0), 1.0)
         arm = push.contact - CENTRE
         lever = arm.real * normal.imag - arm.imag * normal.real
         length = min(PUSH_LEAD * aligned - max(gap, 0.0), PUSH_GAIN * push.length)
