@@ -34,7 +34,7 @@ IMAGE_UNET = UnetConfig(down_dims=(512, 1024, 2048), time_dim=128)
 # The published PushT runs train on 90 of the 206 human episodes.
 PAPER_DATA = DataConfig(max_episodes=90)
 TRANSFORMER_OPTIM = OptimConfig(betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False, warmup_steps=1000)
-SMALL_OPTIM = OptimConfig(lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-4, warmup_steps=200, clip_norm=1.0)
+SMALL_OPTIM = OptimConfig(lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-6, warmup_steps=200, clip_norm=1.0)
 SMALL_EMA = EMAConfig(max_decay=0.999, warmup="ratio")
 PIXELS = NormalizationConfig(state="bounds", action="bounds")
 
@@ -91,10 +91,14 @@ def _small(policy: DiffusionConfig | BCConfig, task: str = "pusht", steps: int =
 
 def _pusht_small() -> TrainConfig:
     policy = DiffusionConfig(
-        network=MLPConfig(), process=EDMConfig(), sampler=SamplerConfig("euler", 10), normalization=PIXELS
+        network=MLPConfig(),
+        process=EDMConfig(),
+        sampler=SamplerConfig("euler", 10),
+        normalization=PIXELS,
+        state_noise=0.01,
     )
-    config = _small(policy)
-    config.precision = "bf16"
+    config = _small(policy, steps=20_000)
+    config.precision, config.data.mirror = "bf16", True
     return config
 
 

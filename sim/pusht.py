@@ -235,6 +235,20 @@ class _PushT(Task):
         }
 
     @classmethod
+    def mirror(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The recorded arrays [N, ...] of this variant as if filmed in a mirror along the axis of the goal.
+
+        The reflection in x + y = 512 maps window, goal and block onto themselves, so what it makes of a
+        demonstration is another one. Errors: images, which would have to be copied.
+        """
+        if any(f.kind == "image" for f in cls.features):
+            raise RobopolicyError(f"task {cls.name!r}: data.mirror reflects states and keypoints, not images")
+        mirrored = {key: _mirrored_points(arrays[key]) for key in (STATE, "action")}
+        pose = _mirrored_poses(cast(np.ndarray, _recorded_pose({ENVIRONMENT: arrays[ENVIRONMENT]})))
+        wanted = cls.features[ENVIRONMENT]
+        return mirrored | {ENVIRONMENT: cast(np.ndarray, _from_pose(wanted, pose))}
+
+    @classmethod
     def adapt(cls, arrays: dict[str, np.ndarray], features: FeatureSpec) -> tuple[dict[str, np.ndarray], FeatureSpec]:
         """Recorded PushT arrays [N, ...] in the keys of this variant.
 
@@ -262,6 +276,16 @@ class _PushT(Task):
             adapted[wanted.key] = array
             specs.append(wanted)
         return adapted, FeatureSpec(tuple(specs), features.rate_hz or cls.features.rate_hz)
+
+
+def _mirrored_points(points: np.ndarray) -> np.ndarray:
+    """Points [..., 2] in px reflected in the line x + y = 512, the axis of the goal and a diagonal of the window."""
+    return SIZE - points[..., ::-1]
+
+
+def _mirrored_poses(poses: np.ndarray) -> np.ndarray:
+    """Block poses [..., 3] of the reflected scene; the T is its own mirror image, so angle a becomes pi / 2 - a."""
+    return np.concatenate([_mirrored_points(poses[..., :2]), np.pi / 2 - poses[..., 2:]], axis=-1)
 
 
 def _completed(found: Feature, wanted: Feature) -> Feature:
@@ -293,6 +317,13 @@ def _recorded_pose(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     return None
 
 
+def _from_pose(wanted: Feature, pose: np.ndarray) -> np.ndarray:
+    """The block's part of an observation [N, 18 or 4] float32 from its poses [N, 3]."""
+    if wanted.shape == (18,):
+        return keypoints(pose).reshape(-1, 18).astype(np.float32)
+    return np.column_stack([pose[:, :2], np.cos(pose[:, 2]), np.sin(pose[:, 2])]).astype(np.float32)
+
+
 def _derive(wanted: Feature, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     """The array [N, ...] of one feature from recorded arrays in another convention, or None."""
     if wanted.kind == "image":
@@ -302,9 +333,7 @@ def _derive(wanted: Feature, arrays: dict[str, np.ndarray]) -> np.ndarray | None
         pose = _recorded_pose(arrays)
         if pose is None:
             return None
-        if wanted.shape == (18,):
-            return keypoints(pose).reshape(-1, 18).astype(np.float32)
-        return np.column_stack([pose[:, :2], np.cos(pose[:, 2]), np.sin(pose[:, 2])]).astype(np.float32)
+        return _from_pose(wanted, pose)
     recorded = arrays.get(wanted.key)
     if recorded is None or recorded.ndim != 2:
         return None

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
+from robopolicy.errors import RobopolicyError
 from robopolicy.features import FeatureSpec
 
 Observation = dict[str, np.ndarray]
@@ -55,6 +56,11 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     def adapt(cls, arrays: dict[str, np.ndarray], features: FeatureSpec) -> tuple[dict[str, np.ndarray], FeatureSpec]:
         """Recorded arrays [N, ...] in this task's own keys; a task overrides it to accept other conventions."""
         return arrays, features
+
+    @classmethod
+    def mirror(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The mirror image of recorded arrays [N, ...] in this task's keys, for tasks with such a symmetry."""
+        raise RobopolicyError(f"task {cls.name!r} has no mirror symmetry to augment data with")
 
     def render(self) -> Any:
         """An RGB picture [height, width, 3] uint8 of the scene, for videos; never needs a display."""

@@ -195,8 +195,9 @@ def prune(checkpoints: Path, keep: int, best: int) -> None:
             shutil.rmtree(doomed)
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: str | Path) -> Path:
     """The checkpoint meant by `path`: a checkpoint, or a run whose last one is taken."""
+    path = Path(path)
     for candidate in (path, path / "last", path / "checkpoints" / "last"):
         if (candidate / "config.json").is_file():
             return candidate.resolve()
@@ -208,7 +209,7 @@ def resolve(path: Path) -> Path:
     raise CheckpointError(f"{path}: neither a checkpoint (config.json is missing) nor a run with checkpoints")
 
 
-def load(path: Path, device: str = "cpu", golden: bool = True) -> tuple[Policy, dict[str, Any]]:
+def load(path: str | Path, device: str = "cpu", golden: bool = True) -> tuple[Policy, dict[str, Any]]:
     """The policy in evaluation mode and {"task", "provenance", "path"}; `CheckpointError` when anything is off."""
     path = resolve(path)
     config = _read_json(path / "config.json")

@@ -18,6 +18,8 @@ class DataConfig:
     """Demonstrations to record when no path is given."""
     validation_fraction: float = 0.02
     """Share of the episodes kept out of training."""
+    mirror: bool = False
+    """Add the mirror image of every training episode, for tasks that have such a symmetry."""
     max_episodes: int = 0
     """Use only this many training episodes, chosen by the seed; 0 uses all."""
     cache: Path | None = None

@@ -60,15 +60,23 @@ def load_data(config: TrainConfig, path: Path) -> TrainingData:
     episodes.features = spec
     validate(episodes)
 
+    content_hash = episodes.content_hash()
     train_ids, validation_ids = split_episodes(episodes.n_episodes, config.data.validation_fraction, config.seed)
     if config.data.max_episodes:
         order = np.random.default_rng(config.seed).permutation(train_ids)
         train_ids = np.sort(order[: config.data.max_episodes])
+    if config.data.mirror:
+        count, steps = episodes.n_episodes, episodes.n_steps
+        reflected = task.mirror(episodes.arrays)
+        episodes.arrays = {k: np.concatenate([v, reflected[k]]) for k, v in episodes.arrays.items()}
+        episodes.episode_ends = np.concatenate([episodes.episode_ends, steps + episodes.episode_ends])
+        # Reflections of held-out episodes stay out of training as well.
+        train_ids = np.concatenate([train_ids, count + train_ids])
     if len(train_ids) == 0:
         raise DataError(f"{path}: no training episodes left of {episodes.n_episodes} after the validation split")
     provenance = {
         "dataset": str(path),
-        "dataset_hash": episodes.content_hash(),
+        "dataset_hash": content_hash,
         "dataset_format": episodes.format,
         "train_episodes": len(train_ids),
         "validation_episodes": len(validation_ids),
