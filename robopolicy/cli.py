@@ -54,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output, head for instance, has gone: nothing is wrong.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        # A full disk or a folder without permission, met where no room has a better word for it.
+        print(f"robopolicy: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -159,7 +159,10 @@ class _PushT(Task):
         return self._observe(), {"success": coverage > SUCCESS_COVERAGE, "coverage": coverage}
 
     def _set_state(self, state: Any) -> None:
-        values = np.asarray(state, dtype=np.float64)
+        try:
+            values = np.asarray(state, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
         if values.shape != (5,) or not np.isfinite(values).all():
             raise RobopolicyError(
                 'PushT reset option "state": expected 5 finite numbers (agent x, agent y, block x, block y, angle), '
@@ -246,7 +249,7 @@ class _PushT(Task):
         mirrored = {key: _mirrored_points(arrays[key]) for key in (STATE, "action")}
         pose = _mirrored_poses(cast(np.ndarray, _recorded_pose({ENVIRONMENT: arrays[ENVIRONMENT]})))
         wanted = cls.features[ENVIRONMENT]
-        return mirrored | {ENVIRONMENT: cast(np.ndarray, _from_pose(wanted, pose))}
+        return mirrored | {ENVIRONMENT: _from_pose(wanted, pose)}
 
     @classmethod
     def adapt(cls, arrays: dict[str, np.ndarray], features: FeatureSpec) -> tuple[dict[str, np.ndarray], FeatureSpec]:

@@ -143,6 +143,15 @@ def test_sampler_overrides_are_checked(chain: Path, tmp_path: Path, capsys: pyte
     assert _run(*evaluate, "--sampler.name", "heun", "--sampler.schedule", "karras", "--sampler.steps", "3") == 0
 
 
+def test_a_folder_that_cannot_be_written_gets_one_line(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert _run("eval", str(chain / "run"), "--episodes", "1", "--output", str(tmp_path / "file" / "e")) == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == ""
+
+
 def test_demo_runs_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--output", str(tmp_path / "demo"), "--demonstrations", "2", "--steps", "8", "--episodes", "2"]
     assert _run("demo", *arguments) == 0

@@ -66,10 +66,12 @@ def start(config: TrainConfig, folder: Path, name: str) -> TrainResult:
         raise RobopolicyError(f"{folder}: exists already; choose another --output, or continue it with --resume")
     data = demonstrations(config)
     trainer = Trainer(replace(config), data, folder, evaluator(config))
+    # A run keeps its precision wherever it is resumed; its device it may change.
+    saved = replace(config, precision=trainer.config.precision)
     if trainer.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
-            folder / "train_config.json", {"recipe": name, "data": str(data.resolve()), "config": to_dict(config)}
+            folder / "train_config.json", {"recipe": name, "data": str(data.resolve()), "config": to_dict(saved)}
         )
     return _train(trainer)
 

@@ -72,8 +72,8 @@ class TrainConfig:
     seed: int = 42
     device: str = "auto"
     """auto takes cuda when there is one, otherwise cpu."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the networks under autocast; weights stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16 runs the networks under autocast, weights stay fp32; auto takes bf16 where the processor computes in it."""
     threads: int = 0
     """CPU threads of torch; 0 leaves its default. Use 1 when the cores are shared with other work."""
     log_every: int = 50

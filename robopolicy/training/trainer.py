@@ -78,6 +78,15 @@ class _LossModule(nn.Module):
         return self.policy.loss(batch, generator)
 
 
+def computes_bf16(device: str) -> bool:
+    """Whether bf16 is faster than fp32 there; a CPU without the instructions emulates it, slowly."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 @dataclass
 class TrainResult:
     """Where a run ended."""
@@ -99,6 +108,8 @@ class Trainer:
             config.device = "cuda" if torch.cuda.is_available() else "cpu"
         if config.device == "cuda" and self.world > 1:
             config.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if config.precision == "auto":
+            config.precision = "bf16" if computes_bf16(config.device) else "fp32"
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if config.device.startswith("cuda") else "gloo")
         self.config, self.folder, self.evaluator = config, folder, evaluator

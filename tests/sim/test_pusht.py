@@ -108,7 +108,7 @@ def test_a_given_state_is_seen_in_the_picture():
 
 @pytest.mark.parametrize("state", [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0, math.nan], "abcde"])
 def test_a_malformed_state_is_refused(task, state):
-    with pytest.raises((RobopolicyError, ValueError), match="5 finite numbers|could not convert"):
+    with pytest.raises(RobopolicyError, match="5 finite numbers"):
         task.reset(seed=0, options={"state": state})
 
 
@@ -160,9 +160,9 @@ def test_score_is_the_largest_reward(task):
 
 
 def test_keypoints_at_known_poses():
-    np.testing.assert_allclose(keypoints(np.array([10.0, 20.0, 0.0])), KEYPOINTS + [10, 20])
+    np.testing.assert_allclose(keypoints(np.array([10.0, 20.0, 0.0])), KEYPOINTS + np.array([10, 20]))
     # A quarter turn takes (x, y) to (-y, x).
-    turned = np.stack([-KEYPOINTS[:, 1], KEYPOINTS[:, 0]], axis=1) + [10, 20]
+    turned = np.stack([-KEYPOINTS[:, 1], KEYPOINTS[:, 0]], axis=1) + np.array([10, 20])
     np.testing.assert_allclose(keypoints(np.array([10.0, 20.0, math.pi / 2])), turned, atol=1e-12)
     assert keypoints(np.zeros((5, 3))).shape == (5, 9, 2)
     task = PushTKeypoints()
@@ -237,7 +237,7 @@ def test_adapt_replay_buffer_to_keypoints():
     lagging = np.zeros((2, 9, 2))
     arrays, features = PushTKeypoints.adapt(*replay_buffer(**{"observation.keypoint": lagging}))
     np.testing.assert_allclose(
-        arrays["observation.environment_state"][0].reshape(9, 2), KEYPOINTS + [100, 110], rtol=1e-6
+        arrays["observation.environment_state"][0].reshape(9, 2), KEYPOINTS + np.array([100, 110]), rtol=1e-6
     )
     assert features == PushTKeypoints.features
     assert set(arrays) == {"observation.state", "observation.environment_state", "action"}
