@@ -113,8 +113,8 @@ class _Geometry:
         self.change = np.minimum(bent, self._lengths(self.approach, self.approach)) + 2 * CLEARANCE
         self.change[self.face[:, None] == self.face] = np.inf
         self.first = np.searchsorted(self.face, np.arange(len(FACES)))
-        last = np.searchsorted(self.face, np.arange(len(FACES)), side="right") - 1
-        self.spacing = (self.lever[last] - self.lever[self.first]) / (last - self.first)
+        final = np.searchsorted(self.face, np.arange(len(FACES)), side="right") - 1
+        self.spacing = (self.lever[final] - self.lever[self.first]) / (final - self.first)
 
     def nearest(self, lever: np.ndarray) -> np.ndarray:
         """Index of the contact [..., F] on each face whose lever is nearest to `lever` [..., F], within its range."""
@@ -144,7 +144,7 @@ class _Geometry:
         """Whether the agent keeps `gap` from the block on straight ways between broadcastable points."""
         along = np.linspace(0, 1, 33)
         ways = np.asarray(start)[..., None] * (1 - along) + np.asarray(end)[..., None] * along
-        return (block_distance(ways) >= gap).all(axis=-1)
+        return np.all(block_distance(ways) >= gap, axis=-1)
 
 
 class PushTExpert:
@@ -206,7 +206,7 @@ class PushTExpert:
         length = np.where(slides, np.abs(offset.real) + SLIDE_COST * np.abs(offset.imag), length)
         length = np.where(self._inside(at * rotation + position), length, np.inf)
 
-        def way(index: int) -> list[complex]:
+        def way(index: int) -> list[complex] | None:
             if slides[index]:
                 return None
             points = [start] if start != local else []

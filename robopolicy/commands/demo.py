@@ -15,7 +15,7 @@ class DemoArgs:
 
     output: Path | None = None
     """Folder of the run; default outputs/<date>_demo."""
-    demonstrations: int = 200
+    demonstrations: int = 400
     steps: int = 8000
     """Optimiser steps."""
     episodes: int = 50
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
         raise RobopolicyError(f"{folder}: exists already; choose another --output")
     print(f"1/3  {args.demonstrations} scripted PushT demonstrations")
     data = folder.parent / f"{folder.name}_data"
-    record("pusht", "scripted", data, episodes=args.demonstrations)
+    record("pusht", "scripted", data, episodes=args.demonstrations, expert_options={"noise": 6.0})
     print(f"2/3  training pusht-small for {args.steps} steps")
     config = recipe("pusht-small")
     config.steps, config.seed, config.data.path = args.steps, args.seed, data

@@ -14,7 +14,7 @@ class DataConfig:
 
     path: Path | None = None
     """Dataset of any supported format; without one, scripted demonstrations are recorded first."""
-    scripted_episodes: int = 200
+    scripted_episodes: int = 400
     """Demonstrations to record when no path is given."""
     validation_fraction: float = 0.02
     """Share of the episodes kept out of training."""

@@ -57,8 +57,9 @@ def test_same_actions_give_what_gym_pusht_gives(task):
         for action in random_actions(seed):
             observation, reward, terminated, truncated, info = task.step(action)
             state, ref_reward, ref_terminated, _, ref_info = reference.step(action)
-            assert info["coverage"] == ref_info["coverage"]
-            assert reward == ref_reward
+            # gym-pusht adds areas in an order that differs between runs, so the last digit is its own.
+            assert info["coverage"] == pytest.approx(ref_info["coverage"], abs=1e-12)
+            assert reward == pytest.approx(ref_reward, abs=1e-12)
             assert terminated == ref_terminated
             assert not truncated
             np.testing.assert_array_equal(observation["observation.state"], state[:2].astype(np.float32))
