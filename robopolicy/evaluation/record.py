@@ -129,7 +129,7 @@ def record(
             if success or keep_failures:
                 writer.add(arrays)
                 bar.update()
-            bar.set_postfix_str(f"success {successes}/{attempts}")
+            bar.set_postfix_str(f"success {successes}/{attempts}", refresh=False)
             if writer.n_episodes == episodes:
                 break
         if writer.n_episodes < episodes:

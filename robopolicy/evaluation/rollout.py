@@ -190,8 +190,9 @@ class _Loop:
                 for rollout in ended:
                     score_sum += self.reference.score(np.array(rollout.rewards))
                     bar.update(limit - len(rollout.rewards))
+                if ended:
                     done = len(self._finished)
-                    bar.set_postfix_str(f"{done}/{len(seeds)} episodes, mean score {score_sum / done:.3f}")
+                    bar.set_postfix_str(f"{done}/{len(seeds)} episodes, mean score {score_sum / done:.3f}", False)
         return self._finished
 
     def _call(self, request: str, slots: list[int], **arrays: np.ndarray) -> dict[str, np.ndarray]:

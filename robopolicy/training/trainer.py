@@ -188,7 +188,8 @@ class Trainer:
                         log.write(self.step, numbers)
                         bar.set_postfix_str(
                             f"loss {numbers['loss']:.4f}, {numbers['samples_per_s']:.0f} samples/s, "
-                            f"data {numbers['data_share']:.0%}"
+                            f"data {numbers['data_share']:.0%}",
+                            refresh=False,
                         )
                         since, waited, window = time.perf_counter(), 0.0, self.step
                     paused = time.perf_counter()
