@@ -150,7 +150,9 @@ class _Geometry:
 class PushTExpert:
     """Plays PushT from its true state; create one, `reset` it before each episode, then `act` every step.
 
-    `noise` is the standard deviation in px of a perturbation added to each action, drawn from `seed`.
+    `noise` is the standard deviation in px of a perturbation added to each action, drawn from `seed`. What the
+    expert meant to do is in `intended`: recorded in place of the perturbed action, it teaches to mend errors without
+    teaching the errors (DART, Laskey et al. 2017).
     """
 
     def __init__(self, seed: int = 0, noise: float = 0.0) -> None:
@@ -158,6 +160,7 @@ class PushTExpert:
         self.noise = noise
         self.geometry = _Geometry()
         self._push: _Push | None = None
+        self.intended = np.zeros(2, np.float32)
 
     def reset(self) -> None:
         """Forgets the push of the last episode."""
@@ -172,6 +175,7 @@ class PushTExpert:
         push, route = self._plan(local, position, rotation)
         target = self._pursue(local, push, route) * rotation + position
         action = np.array([target.real, target.imag])
+        self.intended = np.clip(action, 5.0, 507.0).astype(np.float32)
         if self.noise:
             action += self.generator.normal(0.0, self.noise, 2)
         return np.clip(action, 5.0, 507.0).astype(np.float32)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ExpertSource = str | Callable[..., Any]
 """The name of a registered expert of the task, or a function of keyword `seed` that makes one."""
+DWELL_STEPS = 8
+"""Steps for which a successful episode is held where it ended: without them the last moves, which matter most, would
+be left out of training windows, because those need a chunk of actions after them."""
 REWARD = Feature("next.reward", ())
 SUCCESS = Feature("next.success", (), "bool")
 
@@ -68,15 +71,21 @@ class Recorder:
         expert.reset()
         columns: dict[str, list[Any]] = {k: [] for k in (*self.keys, REWARD.key, SUCCESS.key)}
         observation, _ = task.reset(seed=seed)
-        for _ in range(task.max_steps):
-            action = np.asarray(expert.act(task), dtype=features.action.dtype)
+        left, ended = task.max_steps, False
+        while left:
+            executed = task.hold_action(observation) if ended else expert.act(task)
+            # An expert that perturbs its actions says what it meant; that is what should be learned.
+            action = executed if ended else getattr(expert, "intended", executed)
             for key in self.keys:
-                columns[key].append(action if key == features.action.key else observation[key])
-            observation, reward, terminated, truncated, info = task.step(action)
+                columns[key].append(np.asarray(action) if key == features.action.key else observation[key])
+            observation, reward, terminated, truncated, info = task.step(
+                np.asarray(executed, dtype=features.action.dtype)
+            )
             columns[REWARD.key].append(reward)
             columns[SUCCESS.key].append(info["success"])
-            if terminated or truncated:
-                break
+            left -= 1
+            if (terminated or truncated) and not ended:
+                ended, left = True, DWELL_STEPS if info["success"] else 0
         dtypes = {f.key: f.dtype for f in features} | {f.key: f.dtype for f in (REWARD, SUCCESS)}
         return {k: np.asarray(v, dtype=dtypes[k]) for k, v in columns.items()}
 

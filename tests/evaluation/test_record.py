@@ -4,7 +4,7 @@ from evaluation_fakes import STATE, PointExpert, PointTask, start, straight_step
 
 from robopolicy.datasets.episodes import read_store
 from robopolicy.errors import RobopolicyError
-from robopolicy.evaluation.record import record
+from robopolicy.evaluation.record import DWELL_STEPS, record
 
 
 def run(path, **options):
@@ -18,9 +18,13 @@ def test_rows_pair_each_observation_with_the_action_taken_in_it(tmp_path):
     assert summary.steps == store.n_steps
     good = [s for s in range(20, 40) if start(s) >= -0.7]
     for i, seed in enumerate(good[:4]):
-        episode = store.episode(i)
-        assert len(episode["action"]) == straight_steps(seed)
-        # Before the action: the first row is the start, and the goal itself is never seen.
+        whole = store.episode(i)
+        assert len(whole["action"]) == straight_steps(seed) + DWELL_STEPS
+        # Held where it succeeded.
+        assert whole["next.success"][-DWELL_STEPS:].all()
+        np.testing.assert_array_equal(whole["action"][-DWELL_STEPS:], whole[STATE][-DWELL_STEPS:, :1])
+        episode = {k: v[:-DWELL_STEPS] for k, v in whole.items()}
+        # Before the action: the first row is the start, and the goal itself is not seen before the episode is held.
         np.testing.assert_allclose(
             episode[STATE][:, 0], start(seed) + 0.1 * np.arange(straight_steps(seed)), atol=1e-6
         )
@@ -50,9 +54,27 @@ def test_workers_do_not_change_the_content(tmp_path):
     for workers in (0, 2):
         run(tmp_path / str(workers), episodes=7, workers=workers, expert_options={"noise": 0.1})
     noise = read_store(tmp_path / "0").arrays["action"][:, 0] - 0.5
-    assert len(np.unique(noise)) == len(noise)
+    lengths = read_store(tmp_path / "0").lengths
+    drawn = np.concatenate([e[:-DWELL_STEPS] for e in np.split(noise, np.cumsum(lengths)[:-1])])
+    assert len(np.unique(drawn)) == len(drawn)
     for file in (tmp_path / "0").iterdir():
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
+
+
+class Perturbed(PointExpert):
+    """Does something else than it means."""
+
+    def act(self, task):
+        self.intended = np.array([0.25])
+        return super().act(task)
+
+
+def test_what_an_expert_meant_is_recorded_and_what_it_did_is_executed(tmp_path):
+    record(PointTask, lambda seed: Perturbed(seed), tmp_path / "demos", episodes=2, progress=False)
+    episode = read_store(tmp_path / "demos").episode(0)
+    assert (episode["action"][:-DWELL_STEPS] == 0.25).all()
+    # The executed action goes to the goal at 0.5, where 0.25 alone would have stopped on the way.
+    assert episode["next.success"][-1]
 
 
 def test_images_can_be_left_out(tmp_path):
