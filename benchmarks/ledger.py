@@ -37,9 +37,14 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit; marked when the tree differs from it."""
-    run = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    """Short hash of the checked-out commit; marked when the code, results aside, differs from it."""
+
+    def git(*arguments: str) -> str:
+        run = ["git", "-C", str(HERE.parent), *arguments]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/RESULTS.md")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def record(
@@ -83,7 +88,7 @@ def write_table() -> None:
     for e in entries:
         interval = "" if e["low"] is None else f"{e['low']:.3g} .. {e['high']:.3g}"
         cells = [e["name"], f"{e['value']:.4g}", interval, e["unit"], e["n"], e["seeds"], e["peer"], e["commit"]]
-        rows += "| " + " | ".join("" if c is None else str(c) for c in cells) + f" | {e['machine']} |\n"
+        rows += "| " + " | ".join("" if c is None else str(c).replace("|", "\\|") for c in cells) + f" | {e['machine']} |\n"
     notes = "".join(f"\n**{e['name']}**: `{e['command']}`  \n{e['note']}\n" for e in entries)
     (HERE / "RESULTS.md").write_text(HEADER + rows + notes)
 
