@@ -88,7 +88,8 @@ def write_table() -> None:
     for e in entries:
         interval = "" if e["low"] is None else f"{e['low']:.3g} .. {e['high']:.3g}"
         cells = [e["name"], f"{e['value']:.4g}", interval, e["unit"], e["n"], e["seeds"], e["peer"], e["commit"]]
-        rows += "| " + " | ".join("" if c is None else str(c).replace("|", "\\|") for c in cells) + f" | {e['machine']} |\n"
+        texts = ["" if c is None else str(c).replace("|", "\\|") for c in [*cells, e["machine"]]]
+        rows += "| " + " | ".join(texts) + " |\n"
     notes = "".join(f"\n**{e['name']}**: `{e['command']}`  \n{e['note']}\n" for e in entries)
     (HERE / "RESULTS.md").write_text(HEADER + rows + notes)
 
