@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_gets_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert _run("eval", str(chain / "run"), "--episodes", "1", "--output", str(tmp_path / "file" / "e")) == 2
-    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+    assert f"robopolicy: error: {tmp_path / 'file'}" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "file").read_text() == ""
 
 
