@@ -9,6 +9,9 @@ from robopolicy.features import FeatureSpec
 from robopolicy.nn.normalizer import Normalizer
 from robopolicy.nn.vision import ImageEncoder, VisionConfig, crop_images
 
+SMALLEST = 32
+"""Images of this side or smaller leave ResNet-18 as a single point, of which a spatial softmax knows nothing."""
+
 
 class ObservationEncoder(nn.Module):
     """{key: [B, T_o, ...]} in physical units to [B, T_o, F]; F is `dim`."""
@@ -20,6 +23,13 @@ class ObservationEncoder(nn.Module):
         if not self.states and not self.images:
             raise RobopolicyError(f"nothing to observe among the features {features.keys()}")
         self.crop = vision.crop
+        for key in self.images:
+            side = min(vision.crop or 10**9, *features[key].shape[:2])
+            if side <= SMALLEST:
+                raise RobopolicyError(
+                    f"{key!r}: {side} px after cropping are too few; the encoder reduces 32 px to one point, which "
+                    "has no position (policy.vision.crop)"
+                )
         self.state_noise = state_noise
         names = ["shared"] if vision.share_encoder else [k.replace(".", "_") for k in self.images]
         self.cameras = nn.ModuleDict({n: ImageEncoder(vision) for n in names} if self.images else {})

@@ -105,9 +105,9 @@ def test_padding_mask_by_hand() -> None:
 @pytest.mark.parametrize("name", ["edm-mlp", "ddpm-v-transformer", "bc"])
 def test_images_reach_the_chunk_and_train(name: str) -> None:
     policy = make(name, IMAGE_SPEC)
-    policy.encoder.crop = 32
-    images = torch.zeros(4, 2, 40, 40, 3, dtype=torch.uint8)
-    images[:, :, 4:16, 4:36] = 255
+    policy.encoder.crop = 64
+    images = torch.zeros(4, 2, 72, 72, 3, dtype=torch.uint8)
+    images[:, :, 8:28, 8:64] = 255
     batch = _batch(4) | {"observation.images.top": images}
     loss, _ = policy.loss(batch, torch.Generator().manual_seed(0))
     loss.backward()
@@ -149,3 +149,15 @@ def test_state_noise_is_for_training_only_and_has_the_asked_spread() -> None:
     assert abs(noisy.mean().item()) < 0.02
     assert noisy.std().item() == pytest.approx(0.5, abs=0.02)
     assert policy.encoder(observation, policy.normalizer).abs().max() == 0
+
+
+def test_images_too_small_for_the_spatial_softmax_are_refused() -> None:
+    from robopolicy.errors import RobopolicyError
+    from robopolicy.features import Feature, FeatureSpec
+    from robopolicy.nn.encoder import ObservationEncoder
+    from robopolicy.nn.vision import VisionConfig
+
+    spec = FeatureSpec((Feature("observation.images.top", (96, 96, 3), "uint8", "image"),))
+    assert ObservationEncoder(spec, VisionConfig(crop=33)).dim == 64
+    with pytest.raises(RobopolicyError, match="32 px after cropping are too few"):
+        ObservationEncoder(spec, VisionConfig(crop=32))

@@ -22,7 +22,7 @@ from robopolicy.training.checkpoint import build
 STATE = Feature("observation.state", (2,))
 ACTION = Feature("action", (2,), kind="action", control=Control("pixel_target", "absolute"))
 SPEC = FeatureSpec((STATE, ACTION), rate_hz=10)
-IMAGE_SPEC = FeatureSpec((STATE, Feature("observation.images.top", (40, 40, 3), "uint8", "image"), ACTION), 10)
+IMAGE_SPEC = FeatureSpec((STATE, Feature("observation.images.top", (72, 72, 3), "uint8", "image"), ACTION), 10)
 SIZES = {
     "n_obs_steps": 2,
     "horizon": 4,
