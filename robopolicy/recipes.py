@@ -4,7 +4,7 @@ Every recipe is a function that returns a fresh `TrainConfig`; the command line 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robopolicy.errors import unknown
 from robopolicy.policies.base import NormalizationConfig
@@ -41,25 +41,32 @@ PIXELS = NormalizationConfig(state="bounds", action="bounds")
 
 def _pusht_unet() -> TrainConfig:
     return TrainConfig(
-        DiffusionConfig(), "pusht-keypoints", PAPER_DATA, eval=EvalConfig(10_000, 50, 50), steps=200_000
+        DiffusionConfig(), "pusht-keypoints", replace(PAPER_DATA), eval=EvalConfig(10_000, 50, 50), steps=200_000
     )
 
 
 def _pusht_transformer() -> TrainConfig:
     policy = DiffusionConfig(network=TransformerConfig())
     return TrainConfig(
-        policy, "pusht-keypoints", PAPER_DATA, TRANSFORMER_OPTIM, eval=EvalConfig(10_000, 50, 50), steps=320_000
+        policy,
+        "pusht-keypoints",
+        replace(PAPER_DATA),
+        replace(TRANSFORMER_OPTIM),
+        eval=EvalConfig(10_000, 50, 50),
+        steps=320_000,
     )
 
 
 def _pusht_flow() -> TrainConfig:
-    return TrainConfig(FlowConfig(), "pusht-keypoints", PAPER_DATA, eval=EvalConfig(10_000, 50, 50), steps=200_000)
+    return TrainConfig(
+        FlowConfig(), "pusht-keypoints", replace(PAPER_DATA), eval=EvalConfig(10_000, 50, 50), steps=200_000
+    )
 
 
 def _pusht_image_unet() -> TrainConfig:
-    policy = DiffusionConfig(network=IMAGE_UNET)
+    policy = DiffusionConfig(network=replace(IMAGE_UNET))
     return TrainConfig(
-        policy, "pusht-image", PAPER_DATA, eval=EvalConfig(20_000, 50, 50), steps=500_000, batch_size=64
+        policy, "pusht-image", replace(PAPER_DATA), eval=EvalConfig(20_000, 50, 50), steps=500_000, batch_size=64
     )
 
 
@@ -68,7 +75,7 @@ def _pusht_image_transformer() -> TrainConfig:
     return TrainConfig(
         policy,
         "pusht-image",
-        PAPER_DATA,
+        replace(PAPER_DATA),
         OptimConfig(betas=(0.9, 0.95), weight_decay=1e-3, decay_vectors=False, warmup_steps=1000),
         eval=EvalConfig(20_000, 50, 50),
         steps=500_000,
@@ -80,8 +87,8 @@ def _small(policy: DiffusionConfig | BCConfig, task: str = "pusht", steps: int =
     return TrainConfig(
         policy,
         task,
-        optim=SMALL_OPTIM,
-        ema=SMALL_EMA,
+        optim=replace(SMALL_OPTIM),
+        ema=replace(SMALL_EMA),
         eval=EvalConfig(0, 20, 20),
         steps=steps,
         validate_every=2000,
@@ -94,7 +101,7 @@ def _pusht_small() -> TrainConfig:
         network=MLPConfig(),
         process=EDMConfig(),
         sampler=SamplerConfig("euler", 10),
-        normalization=PIXELS,
+        normalization=replace(PIXELS),
         state_noise=0.01,
     )
     config = _small(policy, steps=20_000)
@@ -105,17 +112,21 @@ def _pusht_small() -> TrainConfig:
 
 
 def _pusht_small_flow() -> TrainConfig:
-    return _small(FlowConfig(network=MLPConfig(), normalization=PIXELS))
+    standardised = NormalizationConfig(state="mean_std", action="mean_std")
+    config = _small(FlowConfig(network=MLPConfig(), normalization=standardised), steps=9000)
+    config.optim.lr = 1e-3
+    config.precision, config.threads = "auto", 1
+    return config
 
 
 def _pusht_small_unet() -> TrainConfig:
     network = UnetConfig(down_dims=(64, 128, 256), time_dim=64)
-    return _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=PIXELS))
+    return _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=replace(PIXELS)))
 
 
 def _pusht_small_transformer() -> TrainConfig:
     network = TransformerConfig(layers=4, width=128)
-    config = _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=PIXELS))
+    config = _small(DiffusionConfig(network=network, sampler=SamplerConfig("ddim", 10), normalization=replace(PIXELS)))
     config.precision = "auto"
     return config
 
@@ -129,12 +140,12 @@ def _pusht_small_image() -> TrainConfig:
 
 
 def _pusht_bc() -> TrainConfig:
-    return _small(BCConfig(normalization=PIXELS))
+    return _small(BCConfig(normalization=replace(PIXELS)))
 
 
 RECIPES: dict[str, Recipe] = {
     "pusht-small": Recipe("state, EDM denoiser with a residual MLP; minutes on two cores", _pusht_small),
-    "pusht-small-flow": Recipe("state, flow matching with the same MLP", _pusht_small_flow),
+    "pusht-small-flow": Recipe("state, flow matching with the same MLP; what the demo trains", _pusht_small_flow),
     "pusht-small-unet": Recipe("state, DDPM with a small U-Net", _pusht_small_unet),
     "pusht-small-transformer": Recipe("state, DDPM with a small transformer", _pusht_small_transformer),
     "pusht-small-image": Recipe("image, ResNet-18 and a small U-Net", _pusht_small_image),

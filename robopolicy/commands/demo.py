@@ -11,12 +11,12 @@ from robopolicy.errors import RobopolicyError
 
 @dataclass
 class DemoArgs:
-    """Records scripted PushT demonstrations, trains the smallest preset, evaluates it on 50 test seeds."""
+    """Records scripted PushT demonstrations, trains flow matching, evaluates it on 50 test seeds."""
 
     output: Path | None = None
     """Folder of the run; default outputs/<date>_demo."""
     demonstrations: int = 400
-    steps: int = 8000
+    steps: int = 9000
     """Optimiser steps."""
     episodes: int = 50
     """Test episodes."""
@@ -38,11 +38,11 @@ def run(arguments: list[str]) -> None:
     print(f"1/3  {args.demonstrations} scripted PushT demonstrations")
     data = folder.parent / f"{folder.name}_data"
     record("pusht", "scripted", data, episodes=args.demonstrations, expert_options={"noise": 6.0})
-    print(f"2/3  training pusht-small for {args.steps} steps")
-    config = recipe("pusht-small")
+    print(f"2/3  training pusht-small-flow for {args.steps} steps")
+    config = recipe("pusht-small-flow")
     config.steps, config.seed, config.data.path = args.steps, args.seed, data
     config.eval.every, config.save_every, config.validate_every = args.steps // 4, args.steps // 4, args.steps // 4
-    start(config, folder, "pusht-small")
+    start(config, folder, "pusht-small-flow")
     print(f"3/3  {args.episodes} test episodes")
     print(evaluate_checkpoint(EvalArgs(folder, args.episodes)))
     print(f"finished in {(time.perf_counter() - begin) / 60:.1f} min")
