@@ -15,7 +15,7 @@ def encode_mp4(frames: Iterable[np.ndarray], rate_hz: float, quality: int = 23) 
     """MP4 bytes (H.264, yuv420p, index first) of RGB frames [height, width, 3] uint8 of one size.
 
     `quality` is x264's constant rate factor, lower is better. Odd sizes, which yuv420p does not have, gain a
-    repeated last row or column. Equal frames give equal bytes.
+    repeated last row or column.
     """
     # A file, as moving the index to the front needs to read back what was written.
     with tempfile.TemporaryDirectory() as folder:
@@ -29,8 +29,7 @@ def _write(path: Path, frames: Iterable[np.ndarray], rate_hz: float, quality: in
     with av.open(path, mode="w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(rate_hz).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"
-        # One thread: with several, x264 splits the work by machine and the bytes differ.
-        stream.options = {"crf": str(quality), "threads": "1"}
+        stream.options = {"crf": str(quality)}
         for frame in frames:
             if (
                 frame.ndim != 3

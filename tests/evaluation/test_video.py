@@ -32,10 +32,6 @@ def test_the_video_plays_in_browsers_and_shows_the_frames():
     assert data.index(b"moov") < data.index(b"mdat")
 
 
-def test_equal_frames_give_equal_bytes():
-    assert encode_mp4(frames(), 12.5) == encode_mp4(frames(), 12.5)
-
-
 def test_bad_frames_are_refused():
     with pytest.raises(RobopolicyError, match="at least one frame"):
         encode_mp4([], 10)
