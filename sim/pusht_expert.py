@@ -155,7 +155,7 @@ class PushTExpert:
     teaching the errors (DART, Laskey et al. 2017).
     """
 
-    def __init__(self, seed: int = 0, noise: float = 0.0) -> None:
+    def __init__(self, seed: int = 0, noise: float = 6.0) -> None:
         self.generator = np.random.default_rng(seed)
         self.noise = noise
         self.geometry = _Geometry()

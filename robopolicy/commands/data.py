@@ -35,8 +35,8 @@ class RecordArgs:
     episodes: int = 200
     seed: int = 0
     """Seed of the first episode; the next ones count up."""
-    noise: float = 6.0
-    """Standard deviation of the noise on the expert's actions, in the task's units: it shows how errors are mended."""
+    noise: float | None = None
+    """Standard deviation of the noise on the expert's actions, in the task's units; default: the expert's own."""
     keep_failures: bool = False
     """Keep episodes that did not succeed."""
     workers: int = 0
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> None:
             episodes=args.episodes,
             seed=args.seed,
             keep_failures=args.keep_failures,
-            expert_options={"noise": args.noise},
+            expert_options=None if args.noise is None else {"noise": args.noise},
             workers=args.workers,
         )
     else:

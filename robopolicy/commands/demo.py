@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
         raise RobopolicyError(f"{folder}: exists already; choose another --output")
     print(f"1/3  {args.demonstrations} scripted PushT demonstrations")
     data = folder.parent / f"{folder.name}_data"
-    record("pusht", "scripted", data, episodes=args.demonstrations, expert_options={"noise": 6.0})
+    record("pusht", "scripted", data, episodes=args.demonstrations)
     print(f"2/3  training pusht-small-flow for {args.steps} steps")
     config = recipe("pusht-small-flow")
     config.steps, config.seed, config.data.path = args.steps, args.seed, data

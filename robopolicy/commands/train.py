@@ -109,7 +109,7 @@ def demonstrations(config: TrainConfig) -> Path:
     path = Path("outputs") / "demos" / f"{config.task}_scripted_{config.data.scripted_episodes}"
     if int(os.environ.get("RANK", 0)) == 0 and not path.exists():
         print(f"no --data.path given: recording {config.data.scripted_episodes} scripted demonstrations to {path}")
-        record(config.task, "scripted", path, config.data.scripted_episodes, expert_options={"noise": 6.0})
+        record(config.task, "scripted", path, config.data.scripted_episodes)
     while not path.exists():
         time.sleep(0.5)
     return path
