@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from robopolicy.datasets.episodes import Episodes
-from robopolicy.datasets.windows import BatchOrder, WindowSampler, WindowShape, batch_indices, split_episodes
+from robopolicy.datasets.windows import (
+    BatchOrder,
+    GoalRelabelling,
+    WindowSampler,
+    WindowShape,
+    batch_indices,
+    goal_draws,
+    split_episodes,
+)
 from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import Feature, FeatureSpec
 
@@ -209,3 +217,88 @@ def test_batches_larger_than_the_number_of_windows() -> None:
     assert batch.tolist() != batch_indices(4, 11, 4, seed=5).tolist()
     with pytest.raises(RobopolicyError, match="n_windows >= 1"):
         batch_indices(0, 4, 0, seed=0)
+
+
+def test_windows_without_a_padded_history() -> None:
+    sampler = WindowSampler(counting([5, 2]), WindowShape(3, 3, -2, drop_first=2), ["observation.state"])
+    assert [rows(sampler, i)[0] for i in range(3)] == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert [rows(sampler, i)[2] for i in range(3)] == [[0, 0, 0]] * 3
+    assert len(sampler) == 4, "an episode that is too short keeps one window"
+    assert rows(sampler, 3)[0] == [5, 5, 6]
+
+
+def goal_rows(sampler: WindowSampler, window: int, draws: np.ndarray) -> np.ndarray:
+    """Rows [n, G] of the goals that `draws` [n] choose for one window."""
+    batch = sampler.batch(np.full(len(draws), window), draws)
+    goal = batch["observation.goal"]
+    assert goal.shape == (len(draws), sampler.shape.n_obs_steps, sampler.goals.length, 1)
+    assert (goal == goal[:, :1]).all(), "the same goal at every observation step"
+    assert not batch["goal_is_pad"].any()
+    return goal[:, 0, :, 0].astype(int)
+
+
+def test_goals_are_uniform_over_later_rows_and_never_overlap_the_window() -> None:
+    goals = GoalRelabelling("observation.goal", "observation.state", length=2)
+    sampler = WindowSampler(counting([4, 10]), WindowShape(3, 3, -2, drop_first=2), ["observation.state"], goals=goals)
+    # Windows 0, 1 are of the first episode; window 2 has rows 4, 5, 6. Its goals start at 7, 8, 9, 10 and 11: the
+    # published upper end L - G = 12 is exclusive, so row 13 is in no goal.
+    found = goal_rows(sampler, 2, (np.arange(5000) + 0.5) / 5000)
+    starts, counts = np.unique(found[:, 0], return_counts=True)
+    assert starts.tolist() == [7, 8, 9, 10, 11]
+    assert counts.tolist() == [1000] * 5
+    assert (found[:, 1] == found[:, 0] + 1).all()
+    assert goal_rows(sampler, 2, np.array([0.0, np.nextafter(1, 0)]))[:, 0].tolist() == [7, 11]
+
+
+def test_goals_are_zero_exactly_where_none_is_left() -> None:
+    goals = GoalRelabelling("observation.goal", "observation.state", length=2, min_separation=1)
+    episodes, shape = counting([10]), WindowShape(1, 1)
+    sampler = WindowSampler(episodes, shape, ["observation.state"], goals=goals)
+    batch = sampler.batch(np.arange(10), np.zeros(10))
+    # A goal starts at t + 2 at the earliest and at 7 at the latest.
+    assert batch["goal_is_pad"].tolist() == [False] * 6 + [True] * 4
+    assert batch["observation.goal"][:, 0, 0, 0].tolist() == [2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
+    without = GoalRelabelling("observation.goal", "observation.state", 2, min_separation=1, keep_without=False)
+    kept = WindowSampler(episodes, shape, ["observation.state"], goals=without)
+    assert len(kept) == 6
+    assert not kept.batch(np.arange(6), np.zeros(6))["goal_is_pad"].any()
+
+
+def test_goals_at_the_end_of_the_episode_and_right_after_the_window() -> None:
+    tail = GoalRelabelling("observation.goal", "observation.state", 2, choice="tail")
+    sampler = WindowSampler(counting([3, 5]), WindowShape(1, 1), [], goals=tail)
+    batch = sampler.batch(np.arange(8), np.linspace(0, 0.99, 8))
+    assert batch["observation.goal"][:, 0, :, 0].tolist() == [[1, 2]] * 3 + [[6, 7]] * 5
+    following = GoalRelabelling("observation.goal", "observation.state", 2, choice="next")
+    sampler = WindowSampler(counting([3, 5]), WindowShape(1, 1), [], goals=following)
+    batch = sampler.batch(np.arange(8), np.linspace(0, 0.99, 8))
+    assert (
+        batch["observation.goal"][:, 0, :, 0].tolist()
+        == [[1, 2], [0, 0], [0, 0], [4, 5], [5, 6], [6, 7]] + [[0, 0]] * 2
+    )
+    assert "observation.state" not in batch
+
+
+def test_goal_draws_are_a_function_of_seed_and_step() -> None:
+    draws = goal_draws(10_000, step=3, seed=7)
+    assert np.array_equal(draws, goal_draws(10_000, 3, 7))
+    assert not np.array_equal(draws, goal_draws(10_000, 4, 7))
+    assert not np.array_equal(draws, goal_draws(10_000, 3, 8))
+    assert draws.min() >= 0 < 1 - draws.max() < 1e-3
+    assert abs(draws.mean() - 0.5) < 0.01
+    assert np.abs(np.histogram(draws, 10, (0, 1))[0] - 1000).max() < 120
+    assert goal_draws(2, 0, 0).tolist() == [0.4492388188116676, 0.39104163833546157], "resumed runs rely on it"
+
+
+def test_bad_goals_are_named() -> None:
+    with pytest.raises(RobopolicyError, match="unknown choice of goals 'tails'. Did you mean 'tail'"):
+        GoalRelabelling("observation.goal", "observation.state", choice="tails")  # type: ignore[arg-type]
+    with pytest.raises(RobopolicyError, match="length >= 1"):
+        GoalRelabelling("observation.goal", "observation.state", length=0)
+    with pytest.raises(DataError, match="no key 'observation.block'"):
+        WindowSampler(counting([3]), WindowShape(1, 1), [], goals=GoalRelabelling("g", "observation.block"))
+    sampler = WindowSampler(
+        counting([3]), WindowShape(1, 1), [], goals=GoalRelabelling("observation.goal", "observation.state")
+    )
+    with pytest.raises(RobopolicyError, match="one number in"):
+        sampler.batch(np.arange(3))
