@@ -1,27 +1,90 @@
-"""Opening a dataset without saying its format."""
+"""The formats, and opening a dataset without saying its format."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from robopolicy.datasets.episodes import Episodes, is_store, read_store
-from robopolicy.datasets.lerobot import is_lerobot, read_lerobot
-from robopolicy.datasets.zarr_dp import is_replay_buffer, read_replay_buffer
-from robopolicy.errors import DataError
+from robopolicy.datasets.episodes import Episodes
+from robopolicy.datasets.source import Source, load
+from robopolicy.datasets.writer import DatasetWriter
+from robopolicy.errors import DataError, unknown
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format; its module is imported when it is first needed."""
+
+    title: str
+    """For people."""
+    recognised_by: str
+    """What is looked for at the path."""
+    check: str
+    """module:function of (path) -> bool, cheap, for an existing path."""
+    source: str
+    """module:class, a `Source` made from a path."""
+    writer: str = ""
+    """module:class, a `DatasetWriter`."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Keyword arguments that this name gives to the writer."""
+
+
+_DATASETS = "robopolicy.datasets"
+FORMATS: dict[str, Format] = {
+    "episodes": Format(
+        "robopolicy episode store",
+        "episodes.json",
+        f"{_DATASETS}.store:is_store",
+        f"{_DATASETS}.store:StoreSource",
+        f"{_DATASETS}.store:EpisodeWriter",
+    ),
+    "lerobot": Format(
+        "LeRobot v3.0",
+        "meta/info.json",
+        f"{_DATASETS}.lerobot:is_lerobot",
+        f"{_DATASETS}.lerobot:LeRobotSource",
+    ),
+    "zarr": Format(
+        "Diffusion Policy replay buffer (zarr v2)",
+        ".zgroup",
+        f"{_DATASETS}.zarr_dp:is_replay_buffer",
+        f"{_DATASETS}.zarr_dp:ReplayBufferSource",
+    ),
+}
+
+
+def _load(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(import_module(module), attribute)
 
 
 def dataset_format(path: Path) -> str | None:
-    """episodes, zarr or lerobot; None when `path` is none of them."""
-    if is_store(path):
-        return "episodes"
-    if is_lerobot(path):
-        return "lerobot"
-    return "zarr" if is_replay_buffer(path) else None
+    """The name in `FORMATS` of the dataset at `path`; None when it is none of them."""
+    return next((name for name, f in FORMATS.items() if _load(f.check)(path)), None)
+
+
+def open_source(path: Path) -> Source:
+    """The dataset at `path`, in whichever supported format it is, ready to be read episode by episode.
+
+    Raises DataError for anything missing, damaged or unknown.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory")
+    found = dataset_format(path)
+    if found is not None:
+        return _load(FORMATS[found].source)(path)
+    inside = sorted(p.name for p in path.iterdir() if p.is_dir() and dataset_format(p)) if path.is_dir() else []
+    hint = f"; inside it there is {', '.join(inside)}" if inside else ""
+    looked = ", ".join(f"{f.recognised_by} ({f.title})" for f in FORMATS.values())
+    raise DataError(f"{path}: not a dataset: looked for {looked}{hint}")
 
 
 def open_dataset(
     path: Path, keys: Sequence[str] | None = None, cache_dir: Path | None = None, images: bool = False
 ) -> Episodes:
-    """Reads the dataset at `path` in whichever supported format it is.
+    """All of the dataset at `path`, for training.
 
     `keys=None` loads all low-dimensional keys; images come with it where they are memory maps already (our own
     store), otherwise when `images` is true or `keys` names them. What was left out is in `Episodes.unloaded`.
@@ -30,19 +93,16 @@ def open_dataset(
     The result is consistent in structure; call `episodes.validate` on what you go on with to refuse NaN and
     infinity. Raises DataError for anything missing, damaged or unknown.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or directory")
-    found = dataset_format(path)
-    if found == "episodes":
-        return read_store(path, keys)
-    if found == "lerobot":
-        return read_lerobot(path, keys, images)
-    if found == "zarr":
-        return read_replay_buffer(path, keys, images, Path(cache_dir) if cache_dir else None)
-    inside = sorted(p.name for p in path.iterdir() if p.is_dir() and dataset_format(p)) if path.is_dir() else []
-    hint = f"; inside it there is {', '.join(inside)}" if inside else ""
-    raise DataError(
-        f"{path}: not a dataset: looked for episodes.json (our store), meta/info.json (LeRobot v3.0) "
-        f"and .zgroup (Diffusion Policy replay buffer){hint}"
-    )
+    with open_source(path) as source:
+        return load(source, keys, images, cache_dir)
+
+
+def writable_formats() -> list[str]:
+    return [name for name, f in FORMATS.items() if f.writer]
+
+
+def make_writer(name: str, path: Path, *args: Any, **kwargs: Any) -> DatasetWriter:
+    """A writer of format `name`; the other arguments are those of `DatasetWriter`, then the format's own."""
+    if name not in FORMATS or not FORMATS[name].writer:
+        raise unknown("format", name, writable_formats())
+    return _load(FORMATS[name].writer)(path, *args, **(dict(FORMATS[name].options) | kwargs))

@@ -1,34 +1,15 @@
-"""Demonstrations: concatenated arrays with episode ends, their checks, and our own store on disk.
+"""Demonstrations in memory: concatenated arrays with episode ends, and the checks they must pass."""
 
-A store is a directory of standard .npy files that numpy opens without this package:
-
-    episodes.json       format version, features, rate, numbers of episodes and steps, simulator versions
-    episode_ends.npy    [E] int64
-    <key>.npy           [N, *shape], images uint8
-"""
-
-import fcntl
-import glob
 import hashlib
-import json
-import os
-import re
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from robopolicy.datasets.npy import NpyStream, map_npy
-from robopolicy.errors import DataError, RobopolicyError, did_you_mean
+from robopolicy.errors import DataError, did_you_mean
 from robopolicy.features import Feature, FeatureSpec
 
-FORMAT_VERSION = 1
-MANIFEST = "episodes.json"
-ENDS = "episode_ends.npy"
 HASHED_FRAMES = 256
 """Frames of an image key that enter the content hash: that many, evenly spaced, or all when there are fewer."""
 
@@ -45,11 +26,13 @@ class Episodes:
     """Describes exactly the keys of `arrays`, and the rate when the source knows it."""
     source: Path
     format: str
-    """Name of the format that was read: episodes, zarr or lerobot."""
+    """Name of the format that was read, one of `robopolicy.datasets.detect.FORMATS`."""
     fingerprint: dict[str, str] = field(default_factory=dict)
     """Versions of the simulator that produced the data, when the source knows them."""
     unloaded: tuple[Feature, ...] = ()
     """Present in the source but not read: images nobody asked for, videos."""
+    tasks: tuple[str, ...] = ()
+    """The instructions that `task_index` counts; empty without language."""
 
     @property
     def n_episodes(self) -> int:
@@ -153,209 +136,3 @@ def first_not_finite(array: np.ndarray) -> int | None:
     """First row [N, ...] that holds a NaN or an infinity; None when there is none."""
     good = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     return None if good.all() else int(np.argmin(good))
-
-
-def file_name(key: str) -> str:
-    """The .npy file of a key: characters other than letters, digits, `.`, `_` and `-` become `_`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", key) + ".npy"
-
-
-class EpisodeWriter:
-    """Streams episodes into a new store, one at a time; use it in a `with` statement.
-
-    Everything goes to a hidden directory beside `path`, which takes the name `path` when the statement ends
-    without an error and is removed otherwise: a store is either complete or absent. Directories left by writers
-    that were killed are removed by the next writer of the same path.
-    """
-
-    def __init__(self, path: Path, features: FeatureSpec, fingerprint: dict[str, str] | None = None) -> None:
-        self.path = Path(path)
-        self.features = features
-        self.fingerprint = dict(fingerprint or {})
-        self.n_steps = 0
-        self._ends: list[int] = []
-        self._streams: dict[str, NpyStream] = {}
-        self._temporary = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex[:12]}.tmp"
-        self._lock: int | None = None
-        names = [ENDS, *(file_name(f.key) for f in features)]
-        if len(set(names)) < len(names):
-            raise DataError(f"{self.path}: two keys of {features.keys()} would share one file")
-
-    @property
-    def n_episodes(self) -> int:
-        return len(self._ends)
-
-    def __enter__(self) -> "EpisodeWriter":
-        if self.path.exists():
-            raise DataError(f"{self.path}: already exists; choose another name or remove it first")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(self.path)
-            self._temporary.mkdir()
-            self._lock = _lock(self._temporary)
-            for f in self.features:
-                self._streams[f.key] = NpyStream(self._temporary / file_name(f.key), f.shape, f.dtype)
-        except BaseException as error:
-            self._abort()
-            if isinstance(error, OSError):
-                raise self._failure(error) from error
-            raise
-        return self
-
-    def add(self, episode: dict[str, np.ndarray]) -> None:
-        """Appends one episode of [T, *shape] arrays, one per feature.
-
-        Raises DataError before anything is written when keys, shapes, dtypes or lengths differ from the features
-        or a value is not finite, and when the disk is full, after which the writer is of no more use.
-        """
-        if not self._streams:
-            raise DataError(f"{self.path}: the writer is closed")
-        arrays = {key: np.asarray(value) for key, value in episode.items()}
-        self._check(arrays)
-        try:
-            for key, stream in self._streams.items():
-                stream.append(arrays[key])
-        except BaseException as error:
-            self._abort()
-            if isinstance(error, OSError):
-                raise self._failure(error) from error
-            raise
-        self.n_steps += len(next(iter(arrays.values())))
-        self._ends.append(self.n_steps)
-
-    def _check(self, arrays: dict[str, np.ndarray]) -> None:
-        where = f"{self.path}: episode {self.n_episodes}"
-        if sorted(arrays) != sorted(self.features.keys()):
-            raise DataError(f"{where} has keys {sorted(arrays)}, expected {sorted(self.features.keys())}")
-        lengths = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
-        if min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
-            raise DataError(f"{where} needs equally many steps of every key, at least one, found {lengths}")
-        for key, array in arrays.items():
-            feature = self.features[key]
-            if array.shape[1:] != feature.shape or array.dtype.name != feature.dtype:
-                raise DataError(
-                    f"{where}: key {key!r} should be {feature.dtype} {list(feature.shape)} per step, "
-                    f"found {array.dtype.name} {list(array.shape[1:])}"
-                )
-            step = first_not_finite(array) if array.dtype.kind == "f" else None
-            if step is not None:
-                raise DataError(f"{where}, step {step}: key {key!r} is not finite")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._abort()
-            return
-        try:
-            self._commit()
-        except BaseException as failure:
-            self._abort()
-            if isinstance(failure, OSError):
-                raise self._failure(failure) from failure
-            raise
-        self._release()
-
-    def _commit(self) -> None:
-        if not self._streams:
-            raise DataError(f"{self.path}: not written, an earlier episode failed")
-        if not self._ends:
-            raise DataError(f"{self.path}: not written, no episode was added")
-        for stream in self._streams.values():
-            stream.close()
-        ends = NpyStream(self._temporary / ENDS, (), "int64")
-        ends.append(np.asarray(self._ends, dtype=np.int64))
-        ends.close()
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "n_episodes": self.n_episodes,
-            "n_steps": self.n_steps,
-            **self.features.to_dict(),
-            "fingerprint": self.fingerprint,
-        }
-        with (self._temporary / MANIFEST).open("w") as file:
-            json.dump(manifest, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_directory(self._temporary)
-        self._temporary.rename(self.path)
-        _sync_directory(self.path.parent)
-
-    def _abort(self) -> None:
-        for stream in self._streams.values():
-            stream.abandon()
-        self._streams = {}
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        self._streams = {}
-
-    def _failure(self, error: OSError) -> DataError:
-        return DataError(f"{self.path}: cannot be written ({error.strerror or error}); nothing was kept")
-
-
-def _lock(directory: Path) -> int:
-    """A descriptor holding an exclusive lock that the kernel drops when this process ends, however it ends."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _remove_stale(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        try:
-            descriptor = _lock(left)
-        except OSError:
-            continue  # Its writer is alive.
-        shutil.rmtree(left, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_store(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
-
-
-def read_store(path: Path, keys: Sequence[str] | None = None) -> Episodes:
-    """The store at `path` as memory maps; `keys` limits what is opened. Damage is a DataError naming the file."""
-    manifest = path / MANIFEST
-    try:
-        data = json.loads(manifest.read_text())
-        version = data["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{manifest}: unreadable ({type(error).__name__}: {error})") from error
-    if version != FORMAT_VERSION:
-        raise DataError(f"{manifest}: format version {version}, this release reads {FORMAT_VERSION}")
-    try:
-        features = FeatureSpec.from_dict(data)
-        fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
-        counts = int(data["n_episodes"]), int(data["n_steps"])
-    except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
-        raise DataError(f"{manifest}: damaged ({type(error).__name__}: {error})") from error
-    if keys is not None:
-        features = features.select(select_keys(path, keys, features.keys()))
-    arrays = {f.key: map_npy(path / file_name(f.key)) for f in features}
-    ends = np.array(map_npy(path / ENDS))
-    episodes = Episodes(arrays, ends, features, path, "episodes", fingerprint)
-    check_structure(episodes)
-    if (episodes.n_episodes, episodes.n_steps) != counts:
-        raise DataError(
-            f"{path / ENDS}: {episodes.n_episodes} episodes of {episodes.n_steps} steps, "
-            f"{MANIFEST} says {counts[0]} of {counts[1]}"
-        )
-    return episodes

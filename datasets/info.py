@@ -6,20 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.datasets.detect import open_dataset
-from robopolicy.datasets.episodes import Episodes, sampled_rows
-from robopolicy.datasets.zarr_dp import sample_images
+from robopolicy.datasets.detect import FORMATS, open_source
+from robopolicy.datasets.episodes import sampled_rows
+from robopolicy.datasets.source import Source
 from robopolicy.features import Feature
 
 MAPPED_FRAMES = 64
 """Frames of a memory-mapped image key whose values are looked at."""
 ENCODED_FRAMES = 3
 """Frames of an image key still in compressed chunks whose values are looked at; each costs decoding a chunk."""
-FORMATS = {
-    "episodes": "robopolicy episode store",
-    "zarr": "Diffusion Policy replay buffer (zarr v2)",
-    "lerobot": "LeRobot v3.0",
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class KeyInfo:
     constant_dims: tuple[int, ...] = ()
     """Flat indices of dimensions that never change."""
     frames_read: int | None = None
-    """For images: how many frames the numbers are taken from; 0 when they cannot be read. None: all steps."""
+    """For images: how many frames the numbers are taken from. None: all steps."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,10 @@ class DatasetInfo:
     length_median: float
     length_max: int
     fingerprint: dict[str, str]
+    tasks: tuple[str, ...]
+    """Instructions."""
+    notes: tuple[str, ...]
+    """What was repaired or left out while opening."""
     keys: tuple[KeyInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,38 +64,35 @@ class DatasetInfo:
 
 def describe(path: Path) -> DatasetInfo:
     """Summarises the dataset at `path`. NaN and infinity are counted; structural damage raises DataError."""
-    episodes = open_dataset(path)
-    keys = [_describe_array(f, episodes.arrays[f.key]) for f in episodes.features]
-    keys += [_describe_unloaded(episodes, f) for f in episodes.unloaded]
-    rate = episodes.features.rate_hz
-    lengths = episodes.lengths
+    with open_source(path) as source:
+        numeric = [f.key for f in source.features if f.kind != "image"]
+        columns = source.columns(numeric)
+        keys = [
+            _summarise(f, columns[f.key], None) if f.kind != "image" else _describe_images(source, f)
+            for f in source.features
+        ]
+    rate = source.features.rate_hz
+    lengths = source.lengths
     return DatasetInfo(
         path=str(path),
-        format=episodes.format,
-        n_episodes=episodes.n_episodes,
-        n_steps=episodes.n_steps,
+        format=source.format,
+        n_episodes=source.n_episodes,
+        n_steps=source.n_steps,
         rate_hz=rate,
-        hours=episodes.n_steps / rate / 3600 if rate else None,
+        hours=source.n_steps / rate / 3600 if rate else None,
         length_min=int(lengths.min()),
         length_median=float(np.median(lengths)),
         length_max=int(lengths.max()),
-        fingerprint=episodes.fingerprint,
+        fingerprint=source.fingerprint,
+        tasks=source.tasks,
+        notes=tuple(source.notes),
         keys=tuple(keys),
     )
 
 
-def _describe_unloaded(episodes: Episodes, feature: Feature) -> KeyInfo:
-    if episodes.format != "zarr":
-        return KeyInfo(feature.key, feature.kind, list(feature.shape), feature.dtype, frames_read=0)
-    rows = sampled_rows(episodes.n_steps, ENCODED_FRAMES)
-    return _summarise(feature, sample_images(episodes.source, feature.key, rows), len(rows))
-
-
-def _describe_array(feature: Feature, array: np.ndarray) -> KeyInfo:
-    if feature.kind != "image":
-        return _summarise(feature, array, None)
-    rows = sampled_rows(len(array), MAPPED_FRAMES)
-    return _summarise(feature, array[rows], len(rows))
+def _describe_images(source: Source, feature: Feature) -> KeyInfo:
+    rows = sampled_rows(source.n_steps, MAPPED_FRAMES if source.mapped else ENCODED_FRAMES)
+    return _summarise(feature, source.frames(feature.key, rows), len(rows))
 
 
 def _summarise(feature: Feature, values: np.ndarray, frames_read: int | None) -> KeyInfo:
@@ -123,12 +119,16 @@ def format_info(info: DatasetInfo) -> str:
     """The summary as text of about 100 columns."""
     rate = "rate unknown" if info.rate_hz is None else f"{info.rate_hz:g} Hz, {info.hours:.2f} h"
     lines = [
-        f"{info.path}: {FORMATS[info.format]}",
+        f"{info.path}: {FORMATS[info.format].title}",
         f"{info.n_episodes:,} episodes, {info.n_steps:,} steps, {rate}; "
         f"episode length {info.length_min} / {info.length_median:g} / {info.length_max} (min / median / max)",
     ]
     if info.fingerprint:
         lines.append(", ".join(f"{k} {v}" for k, v in info.fingerprint.items()))
+    if info.tasks:
+        shown = "; ".join(info.tasks[:3]) + (f"; and {len(info.tasks) - 3} more" if len(info.tasks) > 3 else "")
+        lines.append(f"{len(info.tasks)} instructions: {shown}")
+    lines += [f"note: {note}" for note in info.notes]
     width = max(24, *(len(k.key) for k in info.keys))
     lines += [
         "",
@@ -144,7 +144,7 @@ def format_info(info: DatasetInfo) -> str:
 
 def _note(key: KeyInfo) -> str:
     if key.frames_read is not None:
-        return f"{key.frames_read} frames read" if key.frames_read else "not loaded"
+        return f"{key.frames_read} frames read"
     if not key.constant_dims:
         return ""
     shown = ",".join(map(str, key.constant_dims[:6])) + ("..." if len(key.constant_dims) > 6 else "")

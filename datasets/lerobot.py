@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.datasets.episodes import Episodes, check_structure, locate, select_keys
+from robopolicy.datasets.episodes import locate
+from robopolicy.datasets.source import Source
 from robopolicy.errors import DataError
 from robopolicy.features import ACTION, Feature, FeatureSpec, Kind
 
@@ -24,29 +25,28 @@ def is_lerobot(path: Path) -> bool:
     return (path / "meta" / "info.json").is_file()
 
 
-def read_lerobot(path: Path, keys: Sequence[str] | None = None, images: bool = False) -> Episodes:
-    """The dataset at `path`; `keys=None` reads every low-dimensional feature.
+class LeRobotSource(Source):
+    """A LeRobot v3.0 dataset."""
 
-    `images=True` (or the key of a video) is an error when the dataset has videos, because they cannot be loaded.
-    """
-    info = _read_info(path)
-    features = _features(path, info)
-    numeric = [f.key for f in features if _is_numeric(f)]
-    chosen = numeric if keys is None else select_keys(path, keys, [f.key for f in features])
-    asked = [f.key for f in features if not _is_numeric(f) and (f.key in chosen or (images and f.kind == "image"))]
-    if asked:
-        raise DataError(
-            f"{path}: {asked[0]!r} is stored as video, images or text; "
-            "of LeRobot datasets only low-dimensional features can be loaded for now"
-        )
-    spec = FeatureSpec(tuple(f for f in features if f.key in chosen), float(info["fps"])).select(chosen)
-    table = _read_steps(path, [*chosen, "episode_index"])
-    ends = _episode_ends(path, info, _to_numpy(table, path, Feature("episode_index", (), "int64"), None))
-    arrays = {f.key: _to_numpy(table, path, f, ends) for f in spec}
-    unloaded = tuple(f for f in features if f.key not in chosen)
-    episodes = Episodes(arrays, ends, spec, path, "lerobot", unloaded=unloaded)
-    check_structure(episodes)
-    return episodes
+    format = "lerobot"
+
+    def __init__(self, path: Path) -> None:
+        info = _read_info(path)
+        features = _features(path, info)
+        index = _to_numpy(_read_steps(path, ["episode_index"]), path, Feature("episode_index", (), "int64"), None)
+        ends = _episode_ends(path, info, index)
+        super().__init__(path, FeatureSpec(tuple(features), float(info["fps"])), np.diff(ends, prepend=0))
+
+    def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        encoded = [k for k in keys if not _is_numeric(self.features[k])]
+        if encoded:
+            raise DataError(f"{self.path}: {encoded[0]!r} is stored as video, images or text, which are not read")
+        table = _read_steps(self.path, list(keys)) if keys else None
+        return {k: _to_numpy(table, self.path, self.features[k], self.episode_ends) for k in keys}
+
+    def read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        end = int(self.episode_ends[episode])
+        return {k: v[end - int(self.lengths[episode]) : end] for k, v in self.columns(keys).items()}
 
 
 def _read_info(path: Path) -> dict[str, Any]:

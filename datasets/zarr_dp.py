@@ -1,27 +1,25 @@
-"""Reader of the Diffusion Policy replay buffer (Chi et al. 2023): a zarr v2 group with data/* and meta/episode_ends.
+"""The Diffusion Policy replay buffer (Chi et al. 2023): a zarr v2 group with data/* and meta/episode_ends.
 
-Every array under data/ holds all steps of all episodes. Images are decoded once into a memory-mapped uint8 cache.
-The layout says nothing about the rate, names or units, so neither do the features read here.
+Every array under data/ holds all steps of all episodes. The layout says nothing about the rate, names or units, so
+neither do the features read here.
 """
 
 import hashlib
 import itertools
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robopolicy.datasets.episodes import Episodes, check_structure, locate, select_keys
-from robopolicy.datasets.npy import NpyStream, map_npy
+from robopolicy.datasets.episodes import Episodes, check_structure, locate
+from robopolicy.datasets.source import Source
 from robopolicy.errors import DataError
 from robopolicy.features import ACTION, Feature, FeatureSpec
-from robopolicy.progress import progress_bar
 
 KEYS = {"action": ACTION, "img": "observation.images.img"}
 """Our key of an array; any other array X is observation.X."""
@@ -141,25 +139,53 @@ class _Array:
         return out
 
 
-def read_replay_buffer(
-    path: Path, keys: Sequence[str] | None = None, images: bool = False, cache_dir: Path | None = None
-) -> Episodes:
-    """The replay buffer at `path`; `keys=None` reads all low-dimensional keys, and images if `images` is true."""
-    arrays = _arrays(path)
-    ends = _Array.at(path / "meta" / "episode_ends").read().astype(np.int64)
-    if keys is None:
-        chosen = [key for key, array in arrays.items() if images or not array.is_image]
-    else:
-        chosen = select_keys(path, keys, list(arrays))
-    loaded = {
-        key: _decode_images(arrays[key], ends, cache_dir) if arrays[key].is_image else arrays[key].read()
-        for key in chosen
-    }
-    features = FeatureSpec(tuple(arrays[key].feature for key in chosen))
-    unloaded = tuple(array.feature for key, array in arrays.items() if key not in chosen)
-    episodes = Episodes(loaded, ends, features, path, "zarr", unloaded=unloaded)
-    check_structure(episodes)
-    return episodes
+class ReplayBufferSource(Source):
+    """A replay buffer; compressed chunks are decoded when an episode asks for them."""
+
+    format = "zarr"
+
+    def __init__(self, path: Path) -> None:
+        self._arrays = _arrays(path)
+        ends = _Array.at(path / "meta" / "episode_ends").read().astype(np.int64)
+        check_structure(Episodes({}, ends, FeatureSpec(()), path, self.format))
+        features = FeatureSpec(tuple(array.feature for array in self._arrays.values()))
+        super().__init__(path, features, np.diff(ends, prepend=0))
+        for key, array in self._arrays.items():
+            if array.shape[0] != self.n_steps:
+                raise DataError(f"{path}: key {key!r} has {array.shape[0]} steps, the episodes end at {self.n_steps}")
+        self._block = lru_cache(maxsize=len(self._arrays))(self._decode_block)
+
+    def _decode_block(self, key: str, row: int) -> np.ndarray:
+        array = self._arrays[key]
+        block = array.block(row)
+        return _as_uint8(array, block, row, self.episode_ends) if array.is_image else block
+
+    def read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        stop = int(self.episode_ends[episode])
+        return {key: self._rows(key, stop - int(self.lengths[episode]), stop) for key in keys}
+
+    def _rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        array = self._arrays[key]
+        if start == 0:
+            array.check_chunks()
+        size = array.chunks[0]
+        parts = []
+        for first in range(start // size * size, stop, size):
+            block = self._block(key, first)
+            parts.append(block[max(start - first, 0) : stop - first])
+        return np.concatenate(parts).astype(array.feature.dtype, copy=False)
+
+    def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        return {key: self._arrays[key].read() for key in keys}
+
+    def frames(self, key: str, rows: np.ndarray) -> np.ndarray:
+        array = self._arrays[key]
+        array.check_chunks()
+        size = array.chunks[0]
+        return np.stack([self._block(key, int(row) // size * size)[int(row) % size] for row in rows])
+
+    def identity(self, key: str) -> str:
+        return _cache_key(self._arrays[key])
 
 
 def _arrays(path: Path) -> dict[str, _Array]:
@@ -174,12 +200,9 @@ def _arrays(path: Path) -> dict[str, _Array]:
     return {array.key: array for array in found}
 
 
-def default_cache() -> Path:
-    """$ROBOPOLICY_CACHE, or ~/.cache/robopolicy."""
-    return Path(os.environ.get("ROBOPOLICY_CACHE") or Path.home() / ".cache" / "robopolicy")
-
-
 def _cache_key(array: _Array) -> str:
+    """Covers the array's metadata and every chunk's size, time of change, first and last 4 KiB."""
+    array.check_chunks()
     digest = hashlib.sha256((array.path / ".zarray").read_bytes())
     for file in array.chunk_files():
         with file.open("rb") as stream:
@@ -191,57 +214,14 @@ def _cache_key(array: _Array) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode_images(array: _Array, ends: np.ndarray, cache_dir: Path | None) -> np.ndarray:
-    """Memory map [N, height, width, C] uint8 of the decoded array, made on first use.
-
-    The cache key covers the array's metadata and every chunk's size, time of change, first and last 4 KiB.
-    """
-    array.check_chunks()
-    cached = (cache_dir or default_cache()) / "images" / f"{_cache_key(array)}.npy"
-    if not cached.exists():
-        temporary = cached.with_name(f".{cached.name}.{uuid.uuid4().hex[:12]}.tmp")
-        stream = None
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            stream = NpyStream(temporary, array.shape[1:], "uint8")
-            highest = 0.0
-            with progress_bar(total=array.shape[0], desc=f"decoding {array.key}", unit="frame", delay=1) as bar:
-                for row, block in array.blocks():
-                    stream.append(_as_uint8(array, block, row, ends))
-                    highest = max(highest, float(block.max(initial=0)))
-                    bar.update(len(block))
-            if array.dtype.kind == "f" and 0 < highest <= 1:
-                raise DataError(f"{array.path}: image values should be 0..255, found at most {highest:g}")
-            stream.close()
-            temporary.replace(cached)
-        except OSError as error:
-            raise DataError(f"{cached}: cannot write the image cache ({error.strerror or error})") from error
-        finally:
-            if stream is not None:
-                stream.abandon()
-            temporary.unlink(missing_ok=True)
-    images = map_npy(cached)
-    if images.shape != array.shape or images.dtype != np.uint8:
-        raise DataError(f"{cached}: damaged image cache ({images.dtype} {images.shape}); delete it")
-    return images
-
-
 def _as_uint8(array: _Array, block: np.ndarray, row: int, ends: np.ndarray) -> np.ndarray:
+    """A block of images as uint8; `row` is the number of its first step."""
     if block.dtype == np.uint8:
         return block
     inside = (block >= 0) & (block <= 255)  # False for NaN, too.
     if not inside.all():
         bad = row + int(np.argmin(inside.reshape(len(block), -1).all(axis=1)))
         raise DataError(f"{array.path}: image values should be 0..255, others at {locate(ends, bad)} (row {bad})")
+    if 0 < block.max(initial=0) <= 1:
+        raise DataError(f"{array.path}: image values should be 0..255, found at most {block.max():g}")
     return np.rint(block).astype(np.uint8)
-
-
-def sample_images(path: Path, key: str, rows: np.ndarray) -> np.ndarray:
-    """A few frames [len(rows), height, width, C] of an image key, in the source's dtype, without the cache."""
-    array = _arrays(path)[key]
-    array.check_chunks()
-    frames = []
-    for row in rows:
-        first = int(row) // array.chunks[0] * array.chunks[0]
-        frames.append(array.block(first)[int(row) - first])
-    return np.stack(frames)

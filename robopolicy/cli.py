@@ -13,7 +13,7 @@ VERBS = {
     "train": ("train", "train a policy from a named recipe"),
     "eval": ("evaluate", "score a checkpoint on seeded episodes, with intervals"),
     "compare": ("compare", "paired comparison of two evaluations"),
-    "data": ("data", "info: describe a dataset; record: write scripted demonstrations"),
+    "data": ("data", "describe, convert, check, replay, view, record and fetch datasets"),
     "bench": ("bench", "latency of a checkpoint per sampler step count"),
     "recipes": ("recipes", "list the recipes"),
 }

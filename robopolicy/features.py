@@ -15,6 +15,8 @@ from robopolicy.errors import FeatureMismatch, RobopolicyError, did_you_mean, un
 Kind = Literal["state", "image", "goal", "language", "action"]
 KINDS: tuple[str, ...] = ("state", "image", "goal", "language", "action")
 ACTION = "action"
+TASK_INDEX = "task_index"
+"""Key of the number of the instruction that holds at a step; the instructions are listed beside the data."""
 
 
 @dataclass(frozen=True)

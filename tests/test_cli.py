@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_task_is_refused_by_name(chain: Path, capsys: py
 def test_data_of_another_shape_is_refused_by_name(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from robopolicy.datasets.episodes import EpisodeWriter
+    from robopolicy.datasets.store import EpisodeWriter
     from robopolicy.features import Feature, FeatureSpec
 
     spec = FeatureSpec((Feature("observation.state", (3,)), Feature("action", (7,), kind="action")), 10)

@@ -112,7 +112,7 @@ def record(
     Raises `RobopolicyError` when the expert fails so often that 10 attempts per wanted episode do not suffice, when
     the seeds would reach those reserved for tests, or when `out_path` exists.
     """
-    from robopolicy.datasets.episodes import EpisodeWriter
+    from robopolicy.datasets.store import EpisodeWriter
     from robopolicy.sim.task import TEST_SEEDS
 
     if episodes < 1 or seed < 0:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from robopolicy.datasets import npy
-from robopolicy.datasets.episodes import Episodes, EpisodeWriter, read_store, validate
+from robopolicy.datasets.episodes import Episodes, validate
+from robopolicy.datasets.store import EpisodeWriter, read_store
 from robopolicy.errors import DataError
 from robopolicy.features import Feature, FeatureSpec
 
@@ -197,7 +198,7 @@ REAL_LIMIT = """
     import resource, sys
     import numpy as np
     from pathlib import Path
-    from robopolicy.datasets.episodes import EpisodeWriter
+    from robopolicy.datasets.store import EpisodeWriter
     from robopolicy.errors import DataError
     from robopolicy.features import Feature, FeatureSpec
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -223,7 +224,7 @@ HANG = """
     import sys, time
     import numpy as np
     from pathlib import Path
-    from robopolicy.datasets.episodes import EpisodeWriter
+    from robopolicy.datasets.store import EpisodeWriter
     from robopolicy.features import Feature, FeatureSpec
     with EpisodeWriter(Path(sys.argv[1]), FeatureSpec((Feature("action", (2,), kind="action"),))) as writer:
         writer.add({"action": np.zeros((5, 2), np.float32)})

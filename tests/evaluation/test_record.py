@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from evaluation_fakes import STATE, PointExpert, PointTask, start, straight_steps
 
-from robopolicy.datasets.episodes import read_store
+from robopolicy.datasets.store import read_store
 from robopolicy.errors import RobopolicyError
 from robopolicy.evaluation.record import DWELL_STEPS, record
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from robopolicy.datasets.episodes import EpisodeWriter
+from robopolicy.datasets.store import EpisodeWriter
 from robopolicy.policies.diffusion import DiffusionConfig, EDMConfig, MLPConfig, SamplerConfig
 from robopolicy.sim.pusht import PushTState
 from robopolicy.training.config import DataConfig, EvalConfig, OptimConfig, TrainConfig

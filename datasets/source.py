@@ -1,0 +1,189 @@
+"""Datasets on disk, read one episode at a time whatever their format, and loaded for training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from robopolicy.datasets.cache import cached_array
+from robopolicy.datasets.episodes import Episodes, check_structure, select_keys
+from robopolicy.errors import DataError, RobopolicyError
+from robopolicy.features import TASK_INDEX, FeatureSpec
+
+EXTENSION = "robopolicy"
+"""Name under which a foreign format carries what it has no place for; see `extension` and `read_extension`."""
+EXTENSION_VERSION = 1
+
+
+class Source(ABC):
+    """A dataset on disk, opened: what it holds is known, and episodes are read when asked for.
+
+    Opening checks everything that is cheap to check (metadata, presence and sizes of files) and raises DataError;
+    damage inside a compressed part is a DataError naming file and episode when that episode is read.
+    """
+
+    format: ClassVar[str]
+    """Name in `robopolicy.datasets.detect.FORMATS`."""
+    mapped: ClassVar[bool] = False
+    """Whether `columns` returns memory maps, so that images cost nothing until they are looked at."""
+
+    def __init__(
+        self,
+        path: Path,
+        features: FeatureSpec,
+        lengths: np.ndarray,
+        *,
+        tasks: Sequence[str] = (),
+        fingerprint: dict[str, str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.path = path
+        self.features = features
+        """Every key that can be read, and the rate when the format knows it."""
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        """Steps of each episode, [E]."""
+        self.tasks = tuple(tasks)
+        """The instructions that `task_index` counts; empty without language."""
+        self.fingerprint = dict(fingerprint or {})
+        """Versions of the simulator that produced the data, when the format knows them."""
+        self.metadata = dict(metadata or {})
+        """What else the format says about the whole dataset, in plain JSON types."""
+        self.notes = list(notes)
+        """One line for each thing that was repaired or left out while opening."""
+        if len(self.lengths) == 0:
+            raise DataError(f"{path}: holds no episode")
+        if self.lengths.min() < 1:
+            raise DataError(f"{path}: episode {int(np.argmin(self.lengths))} has {self.lengths.min()} steps")
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def n_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def episode_ends(self) -> np.ndarray:
+        """[E] int64."""
+        return np.cumsum(self.lengths)
+
+    @abstractmethod
+    def read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Arrays [T, *shape] of one episode in the features' dtypes; read in order, no episode is decoded twice."""
+
+    def attributes(self, episode: int) -> dict[str, Any]:
+        """What the format says about one episode beyond its arrays, in plain JSON types."""
+        return {}
+
+    def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Low-dimensional keys of all episodes, [N, *shape]."""
+        parts = [self.read(e, keys) for e in range(self.n_episodes)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+    def frames(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """A few rows [len(rows), *shape] of one key, without reading everything."""
+        ends = self.episode_ends
+        found = []
+        for row in rows:
+            episode = int(np.searchsorted(ends, row, side="right"))
+            found.append(self.read(episode, [key])[key][int(row) - int(ends[episode] - self.lengths[episode])])
+        return np.stack(found)
+
+    def identity(self, key: str) -> str:
+        """32 hexadecimal digits that change when the encoded bytes of an image key change; names its cache."""
+        raise DataError(f"{self.path}: key {key!r} cannot be cached")
+
+    def close(self) -> None:  # noqa: B027
+        """Releases open files; reading afterwards is an error."""
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(
+    source: Source, keys: Sequence[str] | None = None, images: bool = False, cache_dir: Path | None = None
+) -> Episodes:
+    """All episodes as arrays for training: low-dimensional keys in memory, images as memory maps.
+
+    Images of other formats than our own are decoded once, into a cache named by their content. `keys=None` takes
+    every low-dimensional key, and images if `images` is true or they are memory maps already.
+    """
+    features = source.features
+    if keys is None:
+        chosen = [f.key for f in features if f.kind != "image" or images or source.mapped]
+    else:
+        chosen = select_keys(source.path, keys, features.keys())
+    encoded = [] if source.mapped else [k for k in chosen if features[k].kind == "image"]
+    arrays = source.columns([k for k in chosen if k not in encoded])
+    if encoded:
+        arrays |= decode_images(source, encoded, cache_dir)
+    episodes = Episodes(
+        {key: arrays[key] for key in chosen},
+        source.episode_ends,
+        features.select(chosen),
+        source.path,
+        source.format,
+        source.fingerprint,
+        tuple(f for f in features if f.key not in chosen),
+        source.tasks,
+    )
+    check_structure(episodes)
+    return episodes
+
+
+def decode_images(source: Source, keys: Sequence[str], cache_dir: Path | None) -> dict[str, np.ndarray]:
+    """Memory maps [N, height, width, C] uint8 of image keys, decoded on first use."""
+
+    def decode(key: str) -> Iterator[np.ndarray]:
+        for episode in range(source.n_episodes):
+            yield source.read(episode, [key])[key]
+
+    return {
+        key: cached_array(
+            source.identity(key),
+            (source.n_steps, *source.features[key].shape),
+            partial(decode, key),
+            f"decoding {key}",
+            cache_dir,
+        )
+        for key in keys
+    }
+
+
+def extension(
+    features: FeatureSpec, tasks: Sequence[str], fingerprint: dict[str, str], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """What a foreign format has no place for, as plain JSON types that a writer puts beside its own metadata."""
+    return {
+        "version": EXTENSION_VERSION,
+        **features.to_dict(),
+        "tasks": list(tasks),
+        "fingerprint": dict(fingerprint),
+        "metadata": dict(metadata),
+    }
+
+
+def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...], dict[str, str], dict[str, Any]]:
+    """The inverse of `extension`; the caller compares the features with what the files really hold."""
+    try:
+        if data["version"] != EXTENSION_VERSION:
+            raise DataError(f"{where}: {EXTENSION} metadata of version {data['version']}, this release reads 1")
+        features = FeatureSpec.from_dict(data)
+        tasks = tuple(str(t) for t in data["tasks"])
+        fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
+        metadata = dict(data["metadata"])
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
+        raise DataError(f"{where}: damaged {EXTENSION} metadata ({type(error).__name__}: {error})") from error
+    if TASK_INDEX in features and not tasks:
+        raise DataError(f"{where}: {TASK_INDEX!r} is described but there is no table of instructions")
+    return features, tasks, fingerprint, metadata

@@ -1,0 +1,26 @@
+"""robopolicy data VERB: everything about datasets."""
+
+from importlib import import_module
+
+from robopolicy.errors import unknown
+
+VERBS = {
+    "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
+    "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
+    "record": "demonstrations of a scripted expert, as an episode store",
+}
+"""Each verb is the module of its name in this package, with a function `run(arguments)`."""
+
+
+def run(arguments: list[str]) -> None:
+    """Dispatches to the module of the verb."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: robopolicy data VERB ...\n")
+        for verb, about in VERBS.items():
+            print(f"  {verb:<9} {about}")
+        print("\nrobopolicy data VERB --help lists the arguments of a verb.")
+        return
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise unknown("verb of 'robopolicy data'", verb, VERBS)
+    import_module(f"robopolicy.commands.data.{verb}").run(rest)

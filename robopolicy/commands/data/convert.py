@@ -1,0 +1,38 @@
+"""robopolicy data convert PATH... --output PATH --to FORMAT."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from robopolicy.errors import RobopolicyError
+
+
+@dataclass
+class ConvertArgs:
+    """Writes one dataset, or several that agree in their features, as one dataset of another format."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Datasets of any supported format, taken in this order."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """What to write; must not exist."""
+    to: str = "episodes"
+    """Format: episodes, zarr, lerobot, ... An unknown name lists them."""
+    keys: tuple[str, ...] = ()
+    """Keys to keep; all by default."""
+    skip_bad: bool = False
+    """Leave damaged episodes out and name them, instead of stopping."""
+
+
+def run(arguments: list[str]) -> None:
+    """Converts, and prints what was written and what was left out."""
+    args = tyro.cli(ConvertArgs, args=arguments, prog="robopolicy data convert", config=(tyro.conf.FlagConversionOff,))
+    if not args.paths:
+        raise RobopolicyError("robopolicy data convert needs at least one dataset")
+    from robopolicy.datasets.convert import convert
+
+    done = convert(args.paths, args.output, args.to, keys=args.keys or None, skip_bad=args.skip_bad)
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.path}: {done.n_episodes} episodes, {done.n_steps:,} steps as {args.to}")
