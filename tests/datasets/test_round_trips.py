@@ -28,6 +28,7 @@ def check_equal(source: Source, video: bool) -> None:
         assert source.features[feature.key] == feature
     assert source.tasks == TASKS
     assert source.fingerprint == FINGERPRINT
+    assert source.metadata["note"] == "made for tests"
     assert not source.notes
     episodes = mixed_episodes()
     assert source.lengths.tolist() == [len(e["action"]) for e in episodes]
@@ -70,8 +71,8 @@ def test_reading_backwards_and_twice_gives_the_same(name: str, tmp_path: Path) -
         forward = [source.read(e, source.features.keys()) for e in range(source.n_episodes)]
         for e in [2, 2, 0, 3, 1]:
             again = source.read(e, source.features.keys())
-            for key in source.features.keys():
-                np.testing.assert_array_equal(again[key], forward[e][key])
+            for key, values in forward[e].items():
+                np.testing.assert_array_equal(again[key], values)
 
 
 @pytest.mark.parametrize("name", writable_formats())
@@ -83,5 +84,5 @@ def test_converting_twice_gives_the_same_content(name: str, tmp_path: Path) -> N
         assert json.dumps(a.metadata, sort_keys=True) == json.dumps(b.metadata, sort_keys=True)
         for e in range(a.n_episodes):
             ours, theirs = a.read(e, a.features.keys()), b.read(e, a.features.keys())
-            for key in a.features.keys():
-                np.testing.assert_array_equal(ours[key], theirs[key])
+            for key, values in ours.items():
+                np.testing.assert_array_equal(values, theirs[key])
