@@ -106,7 +106,7 @@ class WindowSampler:
         episode_ids: Sequence[int] | None = None,
         goals: GoalRelabelling | None = None,
     ) -> None:
-        """`keys` are the observations to return (no relabelled goal); `episode_ids` limits the episodes (default: all)."""
+        """`keys` are the observations to return, `goals` adds goals; `episode_ids` limits the episodes."""
         source = [goals.source] if goals else []
         for key in (*keys, *source, ACTION):
             if key not in episodes.arrays:

@@ -36,6 +36,8 @@ class _Clock:
     chunks: list[Chunk] = field(default_factory=list)
     held: np.ndarray | None = None
     """Action repeated while no chunk covers the present step."""
+    executed: np.ndarray | None = None
+    """The latest action."""
 
 
 class PolicyRunner:
@@ -98,6 +100,7 @@ class PolicyRunner:
         self._history: dict[str, np.ndarray] = {
             f.key: np.zeros((n_envs, policy.config.n_obs_steps, *f.shape), f.dtype) for f in self._inputs
         }
+        self._past = np.zeros((n_envs, policy.config.n_obs_steps - 1, policy.action_dim), np.float32)
         self._seeds = list(range(n_envs))
         self._clocks: list[_Clock] = [self._clock(s) for s in self._seeds]
         self.reset(seeds=seeds)
@@ -154,6 +157,7 @@ class PolicyRunner:
         for i, seed in zip(ids, chosen, strict=True):
             self._seeds[i] = seed
             self._clocks[i] = self._clock(seed)
+            self._past[i] = 0
 
     def step(
         self,
@@ -224,12 +228,22 @@ class PolicyRunner:
                 history[:-gap] = history[gap:].copy()
                 history[-gap:-1] = last
             history[-1] = row
+        past = self._past[i]
+        gap = min(step - clock.step, len(past))
+        if clock.executed is not None and gap:
+            # Through missed ticks the robot goes on with its latest action.
+            past[:-gap] = past[gap:].copy()
+            past[-gap:] = clock.executed
         clock.step = step
 
     def _ask(self, ids: list[int]) -> None:
         """One call of the policy for all environments that need a chunk now."""
         policy, device = self.policy, self.policy.device
         batch = {k: torch.from_numpy(v[ids]).to(device) for k, v in self._history.items()}
+        if policy.uses_past_actions:
+            made = [min(self._clocks[i].step + 1, policy.config.n_obs_steps) for i in ids]
+            batch["past.action"] = torch.from_numpy(self._past[ids]).to(device)
+            batch["past.length"] = torch.tensor(made, device=device)
         with torch.inference_mode():
             chunks = policy.predict(batch, [self._clocks[i].generator for i in ids]).cpu().numpy()
         expected = (len(ids), policy.config.horizon, policy.action_dim)
@@ -248,7 +262,13 @@ class PolicyRunner:
             clock.due = clock.step + self.n_action_steps
 
     def _action(self, i: int, hold: np.ndarray | None) -> np.ndarray:
-        clock, dtype = self._clocks[i], self.policy.features.action.dtype
+        """The action of environment i at its present step, remembered as executed."""
+        clock = self._clocks[i]
+        clock.executed = self._chosen(i, clock, hold)
+        return clock.executed.copy()
+
+    def _chosen(self, i: int, clock: _Clock, hold: np.ndarray | None) -> np.ndarray:
+        dtype = self.policy.features.action.dtype
         clock.chunks = [c for c in clock.chunks if not c.expired(clock.step)]
         if self.strategy == "ensemble":
             action = ensemble(clock.chunks, clock.step, self.ensemble_decay)
@@ -265,7 +285,7 @@ class PolicyRunner:
                 f"environment {i}, step {clock.step}: no chunk has arrived (latency {self.latency_steps} steps) and "
                 "no hold action was given; pass hold=task.hold_action(observation)"
             )
-        return clock.held.copy()
+        return clock.held
 
 
 def _matching(array: np.ndarray, feature: Feature, n: int) -> np.ndarray:

@@ -6,7 +6,9 @@ source of randomness is an explicit generator.
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,16 @@ class PolicyConfig:
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
 
 
+@dataclass
+class GoalConditioned:
+    """What the configuration of a goal-conditioned policy says about goals; training fills it in from the task."""
+
+    goal_source: str = "observation.state"
+    """Observation that goals are values of, and are scaled like."""
+    goal_dims: tuple[int, ...] = ()
+    """Dimensions of it that a goal may specify, the others are set to zero after scaling; empty for all."""
+
+
 class Policy(nn.Module):
     """Maps the last T_o observations to a chunk of H actions.
 
@@ -53,6 +65,11 @@ class Policy(nn.Module):
     uint8. Chunks are [B, H, D_a] in physical units; row `first_action` is the one to execute at the time of the
     newest observation.
     """
+
+    uses_past_actions: ClassVar[bool] = False
+    """The runner then adds to the observation "past.action" [B, T_o - 1, D_a], the actions executed before the newest
+    observation, newest last, and "past.length" [B] int64, how many of the T_o observations have been made (the rest
+    repeat the first one)."""
 
     config: PolicyConfig
     features: FeatureSpec
@@ -71,6 +88,14 @@ class Policy(nn.Module):
     def first_action(self) -> int:
         """Row of a chunk that belongs to the time of the newest observation: T_o - 1, or 0."""
         return 0
+
+    @property
+    def whole_windows(self) -> bool:
+        """Train only on windows whose T_o observations have all been made."""
+        return False
+
+    def fit(self, actions: np.ndarray) -> None:
+        """Takes what a policy needs of its training actions [N, D_a], in physical units, beside the normaliser."""
 
     @property
     def device(self) -> torch.device:

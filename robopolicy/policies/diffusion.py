@@ -144,15 +144,18 @@ class DiffusionConfig(PolicyConfig):
 class DiffusionPolicy(Policy):
     """Observation encoder, noise process and denoising network."""
 
-    Config = DiffusionConfig
+    Config: type[DiffusionConfig] = DiffusionConfig
     config: DiffusionConfig
 
     def __init__(self, config: DiffusionConfig, features: FeatureSpec, normalizer: Normalizer) -> None:
         super().__init__(config, features, normalizer)
-        self.encoder = ObservationEncoder(features, config.vision, config.state_noise)
+        self.encoder = self._make_encoder(config, features)
         self.process = config.process.build()  # type: ignore[attr-defined]
         self.network = self._make_network(config)
         sampler(config.sampler.name)
+
+    def _make_encoder(self, config: DiffusionConfig, features: FeatureSpec) -> ObservationEncoder:
+        return ObservationEncoder(features, config.vision, config.state_noise)
 
     def _make_network(self, config: DiffusionConfig) -> nn.Module:
         net, scale, features = config.network, self.process.time_scale, self.encoder.dim

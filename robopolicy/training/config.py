@@ -9,6 +9,18 @@ from robopolicy.training.ema import EMAConfig
 
 
 @dataclass
+class GoalConfig:
+    """Where the goals of goal-conditioned tasks come from while training: later observations of the same episode."""
+
+    choice: Literal["uniform", "tail", "next"] = "uniform"
+    """Uniform over all later ones, the end of the episode, or those right after the window."""
+    min_separation: int = 0
+    """Steps between the window and the earliest goal, for uniform."""
+    keep_without: bool = True
+    """Keep windows after which no goal is left, with a zero goal, as published; otherwise drop them."""
+
+
+@dataclass
 class DataConfig:
     """Which demonstrations, and how they are split."""
 
@@ -24,13 +36,16 @@ class DataConfig:
     """Use only this many training episodes, chosen by the seed; 0 uses all."""
     cache: Path | None = None
     """Folder for decoded images; default $ROBOPOLICY_CACHE or ~/.cache/robopolicy."""
+    goals: GoalConfig = field(default_factory=GoalConfig)
 
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up and a decaying rate."""
 
     lr: float = 1e-4
+    decay: Literal["cosine", "step"] = "cosine"
+    """cosine: half a cosine to zero at the end; step: times 0.99 after every 100 steps (BESO)."""
     betas: tuple[float, float] = (0.95, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-6

@@ -1,7 +1,7 @@
 """From a dataset on disk to batches of windows for one policy."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robopolicy.errors import DataError
-from robopolicy.features import ACTION, FeatureSpec
-from robopolicy.nn.normalizer import Normalizer
-from robopolicy.policies.base import Policy
+from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
+from robopolicy.features import ACTION, Feature, FeatureSpec
+from robopolicy.policies.base import GoalConditioned, Policy
 from robopolicy.training.config import TrainConfig
 
 
@@ -27,18 +26,23 @@ class TrainingData:
     train_ids: np.ndarray
     validation_ids: np.ndarray
     provenance: dict[str, Any]
+    goals: Any = None
+    """`robopolicy.datasets.windows.GoalRelabelling` of a goal-conditioned task."""
 
-    def fit_normalizer(self, normalizer: Normalizer, modes: dict[str, str]) -> None:
-        """Statistics over the steps of the training episodes; `modes` maps "state" and "action" to a mode."""
+    def fit(self, policy: Policy) -> None:
+        """Statistics over the steps of the training episodes; a goal is scaled like the observation it is of."""
         ends = self.episodes.episode_ends
         starts = np.concatenate([[0], ends[:-1]])
         steps = np.concatenate([np.arange(starts[i], ends[i]) for i in self.train_ids])
+        modes = policy.config.normalization.modes()
         for feature in self.features:
             if feature.kind in ("image", "language"):
                 continue
-            values = np.asarray(self.episodes.arrays[feature.key])[steps]
+            source = self.episodes.features[self.goals.source if feature.kind == "goal" else feature.key]
+            values = np.asarray(self.episodes.arrays[source.key])[steps]
             mode = modes["action" if feature.kind == "action" else "state"]
-            normalizer.fit(feature.key, values, mode, feature)  # type: ignore[arg-type]
+            policy.normalizer.fit(feature.key, values, mode, source)  # type: ignore[arg-type]
+        policy.fit(np.asarray(self.episodes.arrays[ACTION])[steps])
 
 
 def load_data(config: TrainConfig, path: Path) -> TrainingData:
@@ -54,11 +58,18 @@ def load_data(config: TrainConfig, path: Path) -> TrainingData:
     images = [f.key for f in wanted.of_kind("image")]
     episodes = open_dataset(path, images=bool(images), cache_dir=config.data.cache)
     arrays, features = task.adapt(episodes.arrays, episodes.features)
-    wanted.require(features, "task", f"dataset {path}")
     spec = FeatureSpec(tuple(wanted.features), wanted.rate_hz)
-    episodes.arrays = {f.key: arrays[f.key] for f in spec}
-    episodes.features = spec
+    goals = _goals(config, task)
+    recorded = [f for f in spec if f.kind != "goal"]
+    if goals and goals.source not in {f.key for f in recorded}:
+        recorded.append(features[goals.source])
+    stored = FeatureSpec(tuple(recorded), wanted.rate_hz)
+    stored.require(features, "task", f"dataset {path}")
+    episodes.arrays = {f.key: arrays[f.key] for f in stored}
+    episodes.features = stored
     validate(episodes)
+    if goals:
+        _check_goal(spec[goals.key], stored[goals.source], goals)
 
     content_hash = episodes.content_hash()
     train_ids, validation_ids = split_episodes(episodes.n_episodes, config.data.validation_fraction, config.seed)
@@ -82,7 +93,38 @@ def load_data(config: TrainConfig, path: Path) -> TrainingData:
         "validation_episodes": len(validation_ids),
         "dataset_fingerprint": episodes.fingerprint,
     }
-    return TrainingData(episodes, spec, train_ids, validation_ids, provenance)
+    if goals:
+        provenance["goals"] = asdict(goals)
+    return TrainingData(episodes, spec, train_ids, validation_ids, provenance, goals)
+
+
+def _goals(config: TrainConfig, task: Any) -> Any:
+    """How goals of `task` are relabelled; None for a task without goals."""
+    from robopolicy.datasets.windows import GoalRelabelling
+
+    features = task.features.of_kind("goal")
+    if not features:
+        return None
+    if len(features) > 1:
+        raise RobopolicyError(f"task {config.task!r} has {len(features)} goals; one is supported")
+    source = getattr(task, "goal_source", "observation.state")
+    if isinstance(config.policy, GoalConditioned):
+        # Kept with the policy, which must know them without the task.
+        config.policy.goal_source = source
+        config.policy.goal_dims = tuple(getattr(task, "goal_dims", None) or ())
+    options = config.data.goals
+    length = features[0].shape[0]
+    return GoalRelabelling(
+        features[0].key, source, length, options.choice, options.min_separation, options.keep_without
+    )
+
+
+def _check_goal(goal: Feature, source: Feature, goals: Any) -> None:
+    if goal.shape != (goals.length, *source.shape):
+        raise FeatureMismatch(
+            f"the goal {goal.key!r} has shape {list(goal.shape)}; {goals.length} rows of {source.key!r} have "
+            f"{[goals.length, *source.shape]}"
+        )
 
 
 class Batches:
@@ -93,9 +135,9 @@ class Batches:
     """
 
     def __init__(self, data: TrainingData, policy: Policy, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
-        from robopolicy.datasets.windows import BatchOrder, WindowSampler
+        from robopolicy.datasets.windows import BatchOrder
 
-        self.sampler = WindowSampler(data.episodes, window_shape(policy), _keys(data), data.train_ids.tolist())
+        self.sampler = _sampler(data, policy, data.train_ids)
         if len(self.sampler) == 0:
             raise DataError("the training episodes hold no window")
         parts = world * config.accumulate
@@ -116,16 +158,22 @@ class Batches:
         return list(zip(self.parts, moved, strict=True))
 
     def _gather(self, step: int) -> list[dict[str, Tensor]]:
-        order = self.order(step)
-        size = self.part_size
-        return [to_tensors(self.sampler.batch(order[p * size : (p + 1) * size])) for p in self.parts]
+        from robopolicy.datasets.windows import goal_draws
+
+        order, size = self.order(step), self.part_size
+        draws = goal_draws(len(order), step, self.order.seed)
+        parts = [slice(p * size, (p + 1) * size) for p in self.parts]
+        return [to_tensors(self.sampler.batch(order[rows], draws[rows])) for rows in parts]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _keys(data: TrainingData) -> list[str]:
-    return [f.key for f in data.features.inputs]
+def _sampler(data: TrainingData, policy: Policy, ids: np.ndarray) -> Any:
+    from robopolicy.datasets.windows import WindowSampler
+
+    keys = [f.key for f in data.features.inputs if f.kind != "goal"]
+    return WindowSampler(data.episodes, window_shape(policy), keys, ids.tolist(), data.goals)
 
 
 def window_shape(policy: Policy) -> Any:
@@ -135,18 +183,20 @@ def window_shape(policy: Policy) -> Any:
     config = policy.config
     # The last windows would teach mostly padding; Diffusion Policy keeps those with at most T_a - 1 padded rows.
     drop = config.horizon - policy.first_action - config.n_action_steps
-    return WindowShape(config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0))
+    skip = config.n_obs_steps - 1 if policy.whole_windows else 0
+    return WindowShape(config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0), skip)
 
 
 def validation_batch(data: TrainingData, policy: Policy, size: int, seed: int) -> dict[str, Tensor] | None:
     """At most `size` windows of the validation episodes, always the same ones; None without such episodes."""
-    from robopolicy.datasets.windows import WindowSampler
+    from robopolicy.datasets.windows import goal_draws
 
     if len(data.validation_ids) == 0:
         return None
-    sampler = WindowSampler(data.episodes, window_shape(policy), _keys(data), data.validation_ids.tolist())
-    chosen = np.random.default_rng(seed).permutation(len(sampler))[:size]
-    return {k: v.to(policy.device) for k, v in to_tensors(sampler.batch(np.sort(chosen))).items()}
+    sampler = _sampler(data, policy, data.validation_ids)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(sampler))[:size])
+    batch = sampler.batch(chosen, goal_draws(len(chosen), 0, seed))
+    return {k: v.to(policy.device) for k, v in to_tensors(batch).items()}
 
 
 def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -155,4 +205,4 @@ def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 def observation_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The observation part of a training batch."""
-    return {k: v for k, v in batch.items() if k not in (ACTION, "action_is_pad")}
+    return {k: v for k, v in batch.items() if k != ACTION and not k.endswith("_is_pad")}

@@ -43,9 +43,13 @@ def mix(*numbers: int) -> int:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then half a cosine down to zero at `steps`."""
+    """Rate of optimiser step `step` (from 0): linear warm-up, then half a cosine down to zero at `steps`, or the
+    step decay of `config.decay`, counted from step 0.
+    """
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
+    if config.decay == "step":
+        return config.lr * 0.99 ** (step // 100)
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -116,7 +120,7 @@ class Trainer:
         self.data: TrainingData = load_data(config, data_path)
         torch.manual_seed(mix(config.seed))
         self.policy = checkpoint.build(to_dict(config.policy), self.data.features)
-        self.data.fit_normalizer(self.policy.normalizer, config.policy.normalization.modes())
+        self.data.fit(self.policy)
         self.policy.to(config.device)
         self.average = deepcopy(self.policy).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.policy, config.optim)

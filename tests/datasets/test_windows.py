@@ -291,11 +291,11 @@ def test_goal_draws_are_a_function_of_seed_and_step() -> None:
 
 
 def test_bad_goals_are_named() -> None:
-    with pytest.raises(RobopolicyError, match="unknown choice of goals 'tails'. Did you mean 'tail'"):
+    with pytest.raises(RobopolicyError, match=r"unknown choice of goals 'tails'\. Did you mean 'tail'"):
         GoalRelabelling("observation.goal", "observation.state", choice="tails")  # type: ignore[arg-type]
     with pytest.raises(RobopolicyError, match="length >= 1"):
         GoalRelabelling("observation.goal", "observation.state", length=0)
-    with pytest.raises(DataError, match="no key 'observation.block'"):
+    with pytest.raises(DataError, match=r"no key 'observation\.block'"):
         WindowSampler(counting([3]), WindowShape(1, 1), [], goals=GoalRelabelling("g", "observation.block"))
     sampler = WindowSampler(
         counting([3]), WindowShape(1, 1), [], goals=GoalRelabelling("observation.goal", "observation.state")
