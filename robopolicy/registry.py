@@ -11,15 +11,20 @@ from typing import Any
 from robopolicy.errors import RobopolicyError, unknown
 
 TASKS = {
+    "blocks": "robopolicy.sim.blocks:Blocks",
     "pusht": "robopolicy.sim.pusht:PushTState",
     "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",
     "pusht-image": "robopolicy.sim.pusht:PushTImage",
 }
-EXPERTS = {"pusht": {"scripted": "robopolicy.sim.pusht_expert:PushTExpert"}}
+EXPERTS = {
+    "blocks": {"scripted": "robopolicy.sim.blocks_player:BlocksPlayer"},
+    "pusht": {"scripted": "robopolicy.sim.pusht_expert:PushTExpert"},
+}
 POLICIES = {
     "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
     "flow": "robopolicy.policies.flow:FlowPolicy",
     "bc": "robopolicy.policies.bc:BCPolicy",
+    "beso": "robopolicy.policies.beso:BESOPolicy",
 }
 
 

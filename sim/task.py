@@ -22,7 +22,8 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     """A task with typed features. `reset(seed=s)` fixes the initial state as a function of s alone.
 
     There is no automatic reset and no time-limit wrapper: the evaluator owns the episode loop and stops at
-    `max_steps`. `step` returns info with "success" (bool) of this step.
+    `max_steps`. `step` returns info with "success" (bool) of this step, and with "metrics" (name to float) when the
+    task has other numbers than its score to report; the largest of an episode counts.
     """
 
     name: ClassVar[str]
@@ -33,6 +34,12 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     """Keys, shapes and control mode of what `reset` and `step` return and take."""
     score_name: ClassVar[str] = "maximum reward"
     """What `score` measures, for reports."""
+    metrics: ClassVar[dict[str, str]] = {}
+    """Names in info["metrics"] and what each measures, for reports."""
+    goal_source: ClassVar[str] = "observation.state"
+    """Observation of which a goal is one value or more, for tasks with an input of kind "goal"."""
+    goal_dims: ClassVar[tuple[int, ...] | None] = None
+    """Dimensions of the goal's source that it specifies; None for all."""
 
     @property
     def rate_hz(self) -> float:

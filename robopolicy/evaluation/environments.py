@@ -42,7 +42,8 @@ class EnvironmentSlice:
 
     Requests and replies are arrays with one row per named slot. "reset" takes slot and seed and returns the
     observation (keys prefixed "observation/") and, if asked for at construction, hold; "step" takes slot and action
-    and adds reward, terminated and success; "view" takes slot and returns PNG bytes as "picture/<slot>".
+    and adds reward, terminated, success and "metric/<name>" of each; "view" takes slot and returns PNG bytes as
+    "picture/<slot>".
     """
 
     def __init__(self, source: TaskSource, count: int, keys: Sequence[str], hold: bool) -> None:
@@ -64,6 +65,7 @@ class EnvironmentSlice:
 
     def _step(self, slots: np.ndarray, actions: np.ndarray) -> Arrays:
         observations, rewards, terminated, success = [], [], [], []
+        metrics: dict[str, list[float]] = {name: [] for name in self.tasks[0].metrics}
         for slot, action in zip(slots, actions, strict=True):
             task = self.tasks[slot]
             observation, reward, done, truncated, info = task.step(action)
@@ -73,8 +75,16 @@ class EnvironmentSlice:
             rewards.append(float(reward))
             terminated.append(bool(done or truncated))
             success.append(bool(info["success"]))
+            found = info.get("metrics", {})
+            if found.keys() != metrics.keys():
+                raise RobopolicyError(
+                    f"task {task.name!r}: info['metrics'] should hold {sorted(metrics)}, found {sorted(found)}"
+                )
+            for name, values in metrics.items():
+                values.append(float(found[name]))
+        reply = {"reward": rewards} | {f"metric/{name}": values for name, values in metrics.items()}
         return self._observed(slots, observations) | {
-            "reward": np.array(rewards, np.float64),
+            **{key: np.array(values, np.float64) for key, values in reply.items()},
             "terminated": np.array(terminated),
             "success": np.array(success),
         }

@@ -153,8 +153,11 @@ def record(
 
 
 def stored_features(task: "Task", images: bool) -> FeatureSpec:
-    """The task's features, with or without images, and what each action led to."""
-    kept = tuple(f for f in task.features if images or f.kind != "image")
+    """The task's features, with or without images, and what each action led to.
+
+    Goals are left out: training takes them from the future of an episode, whatever its expert was shown.
+    """
+    kept = tuple(f for f in task.features if (images or f.kind != "image") and f.kind != "goal")
     return replace(task.features, features=(*kept, REWARD, SUCCESS))
 
 

@@ -90,10 +90,16 @@ def _percent(interval: Interval) -> tuple[str, str]:
     return f"{100 * interval.value:.1f} %", f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
 
 
+def _range(interval: Interval) -> str:
+    if not np.isfinite(interval.low):
+        return "one episode gives no interval"
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
 def _headline(info: EvalInfo) -> str:
     n, level = len(info.episodes), f"{100 * info.confidence:g} %"
     score, success = info.score, info.success
-    limits = f"{score.low:.3f} to {score.high:.3f}" if np.isfinite(score.low) else "one episode gives no interval"
+    limits = _range(score)
     rate, rate_limits = _percent(success)
     purpose = {
         "test": "test seeds: for reporting, not for choosing",
@@ -104,6 +110,7 @@ def _headline(info: EvalInfo) -> str:
     tiles = [
         ("Mean score", f"{score.value:.3f}", f"{level} interval {limits}"),
         ("Success rate", rate, f"{level} interval {rate_limits}"),
+        *((f"Mean {name}", f"{m.value:.3f}", f"{level} interval {_range(m)}") for name, m in info.metrics.items()),
         ("Episodes", str(n), f"seeds {min(info.seeds)} to {max(info.seeds)}; {purpose}"),
     ]
     cards = "".join(

@@ -33,6 +33,8 @@ class Episode:
     steps: int
     rewards: list[float]
     """Reward of each step, rounded to 5 decimals."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Largest value of each of the task's other metrics."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class EvalInfo:
         return wilson(sum(e.success for e in self.episodes), len(self.episodes), self.confidence)
 
     @property
+    def metrics(self) -> dict[str, Interval]:
+        """Means of the task's other metrics; percentile bootstrap over episodes."""
+        names = self.episodes[0].metrics if self.episodes else {}
+        return {n: bootstrap_mean([e.metrics[n] for e in self.episodes], confidence=self.confidence) for n in names}
+
+    @property
     def best(self) -> Episode:
         """The first of the episodes with the highest score."""
         return max(self.episodes, key=lambda e: e.score)
@@ -98,8 +106,10 @@ class EvalInfo:
 
     def summary(self) -> str:
         """One line for a log."""
+        others = "".join(f"{name} {interval}, " for name, interval in self.metrics.items())
         return (
-            f"{self.task}: {self.score_name} {self.score}, success {self.success}, {len(self.episodes)} episodes, "
+            f"{self.task}: {self.score_name} {self.score}, {others}success {self.success}, "
+            f"{len(self.episodes)} episodes, "
             f"{self.purpose} seeds {min(self.seeds)}..{max(self.seeds)}"
         )
 
@@ -107,8 +117,9 @@ class EvalInfo:
         """Plain JSON; the layout is fixed by `VERSION`.
 
         Keys: format, version, task, score_name, checkpoint, purpose, seeds {first, last, count}, confidence, score
-        {mean, low, high, method}, success {rate, low, high, successes, method}, episodes [{seed, score, success,
-        steps, rewards}], runner, fingerprint, timing, provenance, notes. Limits are null when one episode gives none.
+        {mean, low, high, method}, success {rate, low, high, successes, method}, metrics {name: {mean, low, high}},
+        episodes [{seed, score, success, steps, rewards, metrics}], runner, fingerprint, timing, provenance, notes.
+        Limits are null when one episode gives none.
         """
         score, success = self.score, self.success
         data = {
@@ -124,6 +135,7 @@ class EvalInfo:
             "success": {"rate": success.value}
             | _limits(success)
             | {"successes": sum(e.success for e in self.episodes), "method": "Wilson score interval"},
+            "metrics": {name: {"mean": m.value, **_limits(m)} for name, m in self.metrics.items()},
             "episodes": [asdict(e) for e in self.episodes],
             "runner": self.runner,
             "fingerprint": self.fingerprint,
@@ -171,6 +183,11 @@ class EvalResult:
     def score(self) -> Interval:
         """Mean score with its interval."""
         return self.info.score
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Means of the task's other metrics with their intervals."""
+        return self.info.metrics
 
     @property
     def success(self) -> Interval:

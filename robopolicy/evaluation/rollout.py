@@ -30,11 +30,12 @@ class _Rollout:
     seed: int
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
     success: bool = False
 
     def episode(self, task: Any) -> Episode:
         score = task.score(np.array(self.rewards))
-        return Episode(self.seed, score, self.success, len(self.rewards), rounded(self.rewards))
+        return Episode(self.seed, score, self.success, len(self.rewards), rounded(self.rewards), self.metrics)
 
 
 @dataclass
@@ -244,6 +245,9 @@ class _Loop:
             rollout.actions.append(actions[row])
             rollout.rewards.append(float(reply["reward"][row]))
             rollout.success |= bool(reply["success"][row])
+            for name in self.reference.metrics:
+                value = float(reply[f"metric/{name}"][row])
+                rollout.metrics[name] = max(value, rollout.metrics.get(name, value))
             if reply["terminated"][row] or len(rollout.rewards) >= self.reference.max_steps:
                 over.append(slot)
         self._view(over)

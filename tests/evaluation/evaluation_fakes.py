@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+from typing import ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -68,6 +69,27 @@ class PointTask(Task):
         frame = np.full((33, 47, 3), 200, np.uint8)
         frame[10:20, round(20 + 18 * self.x) : round(26 + 18 * self.x)] = (30, 60, 200)
         return frame
+
+
+class MeasuredTask(PointTask):
+    """Reports beside its score how near the middle, 0, the point has come: 1 - |x|, best on the way."""
+
+    name = "measured"
+    metrics: ClassVar[dict[str, str]] = {"nearness": "1 - distance to the middle"}
+
+    def step(self, action):
+        observation, reward, over, truncated, info = super().step(action)
+        return observation, reward, over, truncated, info | {"metrics": {"nearness": 1 - abs(self.x)}}
+
+
+class UnmeasuredTask(MeasuredTask):
+    """Breaks the contract: promises a metric and does not give it."""
+
+    name = "unmeasured"
+
+    def step(self, action):
+        observation, reward, over, truncated, info = super().step(action)
+        return observation, reward, over, truncated, {"success": info["success"]}
 
 
 class BlindTask(PointTask):

@@ -14,8 +14,10 @@ from evaluation_fakes import (
     CrashingTask,
     DyingTask,
     ForgetfulTask,
+    MeasuredTask,
     PointTask,
     UnavailableTask,
+    UnmeasuredTask,
     start,
     straight_steps,
 )
@@ -244,3 +246,38 @@ def test_damaged_evaluations_are_refused(tmp_path):
         file.write_text(content)
         with pytest.raises(DataError, match=message):
             EvalInfo.load(file)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_metrics_are_the_best_of_each_episode_with_an_interval(workers, tmp_path):
+    result = run(task=MeasuredTask, workers=workers)
+    assert result.score.value == 1.0
+    for episode in result.episodes:
+        # On the way from the start to 0.5 in steps of 0.1 the point comes within 0.05 of the middle.
+        way = start(episode.seed) + 0.1 * np.arange(1, episode.steps)
+        assert episode.metrics == {"nearness": pytest.approx(1 - np.abs(way).min(), abs=1e-6)}
+    nearness = result.metrics["nearness"]
+    assert nearness.value == pytest.approx(np.mean([e.metrics["nearness"] for e in result.episodes]))
+    assert nearness.low < nearness.value < nearness.high
+    assert f"nearness {nearness}, success" in result.info.summary()
+    result.save(tmp_path / "eval")
+    stored = json.loads((tmp_path / "eval/eval_info.json").read_text())
+    assert stored["metrics"] == {"nearness": {"mean": nearness.value, "low": nearness.low, "high": nearness.high}}
+    assert EvalInfo.load(tmp_path / "eval").metrics == result.metrics
+    assert "Mean nearness" in (tmp_path / "eval/report.html").read_text()
+
+
+def test_evaluations_stored_before_there_were_metrics_can_be_read(tmp_path):
+    run().save(tmp_path / "eval")
+    file = tmp_path / "eval/eval_info.json"
+    data = json.loads(file.read_text())
+    assert data.pop("metrics") == {}
+    for episode in data["episodes"]:
+        del episode["metrics"]
+    file.write_text(json.dumps(data))
+    assert EvalInfo.load(file).metrics == {}
+
+
+def test_a_task_that_does_not_give_its_metrics_is_an_error():
+    with pytest.raises(RobopolicyError, match=r"info\['metrics'\] should hold \['nearness'\], found \[\]"):
+        run(task=UnmeasuredTask)
