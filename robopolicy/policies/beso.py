@@ -45,6 +45,9 @@ class GPTConfig(NetworkConfig):
     attention_dropout: float = 0.05
     residual_dropout: float = 0.05
     embedding_dropout: float = 0.0
+    causal: bool = True
+    """Tokens see earlier ones only, as published. The denoiser of one row of a chunk depends on all noisy rows, so
+    chunks (horizon above n_obs_steps) keep their modes apart better without."""
 
 
 @dataclass
@@ -115,12 +118,12 @@ class BESOConfig(DiffusionConfig, GoalConditioned):
 
 
 class _Block(nn.Module):
-    """Pre-norm transformer block with causal self-attention."""
+    """Pre-norm transformer block with self-attention."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.attention_dropout = config.heads, config.attention_dropout
+        self.heads, self.attention_dropout, self.causal = config.heads, config.attention_dropout, config.causal
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -129,7 +132,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
 
@@ -137,10 +140,10 @@ class _Block(nn.Module):
 class ScoreTransformer(nn.Module):
     """Maps noisy actions [B, w, D_a], a time [B], states [B, w, F] and a goal [B, G, S] to [B, w, D_a].
 
-    Tokens are [time, g_1..g_G, s_1, a_1, ..., s_w, a_w], each seeing itself and those before it, so that the outputs
-    for a shorter window (w <= T_o) are exactly the first ones for a longer one. Further actions, up to the horizon,
-    follow without states. A state and its action share one position, the time has none. With
-    `goal_dim` None states and goals share one projection, as published for state observations.
+    Tokens are [time, g_1..g_G, s_1, a_1, ..., s_w, a_w], each seeing itself and those before it (`causal`), so that
+    the outputs for a shorter window (w <= T_o) are exactly the first ones for a longer one. Further actions, up to
+    the horizon, follow without states. A state and its action share one position, the time has none. With `goal_dim`
+    None states and goals share one projection, as published for state observations.
     """
 
     def __init__(
@@ -186,7 +189,7 @@ class ScoreTransformer(nn.Module):
 class BESOPolicy(DiffusionPolicy):
     """Encoder, noise process and score transformer; the goal is `observation.goal` [B, T_o, G, S], or absent.
 
-    While H = T_o, the paper's case, an episode begins with a window of one step, which grows to T_o.
+    In the paper's case, causal with H = T_o, an episode begins with a window of one step, which grows to T_o.
     """
 
     Config = BESOConfig
@@ -241,7 +244,8 @@ class BESOPolicy(DiffusionPolicy):
 
     @property
     def whole_windows(self) -> bool:
-        return self.config.horizon == self.config.n_obs_steps
+        net = self.config.network
+        return self.config.horizon == self.config.n_obs_steps and isinstance(net, GPTConfig) and net.causal
 
     def fit(self, actions: np.ndarray) -> None:
         """Sampled actions are clipped to 1.1 times the range of the scaled training actions."""

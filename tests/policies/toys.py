@@ -7,6 +7,7 @@ from robopolicy.configs import to_dict
 from robopolicy.features import Control, Feature, FeatureSpec
 from robopolicy.policies.base import NormalizationConfig, Policy, PolicyConfig
 from robopolicy.policies.bc import BCConfig
+from robopolicy.policies.beso import BESOConfig, GPTConfig, GuidedSamplerConfig
 from robopolicy.policies.diffusion import (
     DiffusionConfig,
     EDMConfig,
@@ -32,6 +33,7 @@ SIZES = {
 UNET = UnetConfig(down_dims=(16, 32), time_dim=16, groups=4)
 TRANSFORMER = TransformerConfig(layers=2, heads=2, width=32, dropout=0.0, causal=False)
 MLP = MLPConfig(width=64, blocks=2)
+GPT = GPTConfig(width=32, layers=2, heads=2, attention_dropout=0.0, residual_dropout=0.0, causal=False)
 
 CONFIGS: dict[str, PolicyConfig] = {
     "edm-mlp": DiffusionConfig(**SIZES, network=MLP, process=EDMConfig(), sampler=SamplerConfig("euler", 10)),
@@ -46,6 +48,7 @@ CONFIGS: dict[str, PolicyConfig] = {
     ),
     "flow-mlp": FlowConfig(**SIZES, network=MLP),
     "flow-unet": FlowConfig(**SIZES, network=UNET),
+    "beso": BESOConfig(**SIZES, network=GPT, sampler=GuidedSamplerConfig("ddim", 3)),
     "bc": BCConfig(**SIZES, width=64),
 }
 
