@@ -13,18 +13,21 @@ from robopolicy.errors import RobopolicyError, unknown
 TASKS = {
     "blocks": "robopolicy.sim.blocks:Blocks",
     "pusht": "robopolicy.sim.pusht:PushTState",
+    "pusht-goal": "robopolicy.sim.pusht_goal:PushTGoal",
     "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",
     "pusht-image": "robopolicy.sim.pusht:PushTImage",
 }
 EXPERTS = {
     "blocks": {"scripted": "robopolicy.sim.blocks_player:BlocksPlayer"},
     "pusht": {"scripted": "robopolicy.sim.pusht_expert:PushTExpert"},
+    "pusht-goal": {},  # the expert of the other variants knows the fixed goal only
 }
 POLICIES = {
     "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
     "flow": "robopolicy.policies.flow:FlowPolicy",
     "bc": "robopolicy.policies.bc:BCPolicy",
     "beso": "robopolicy.policies.beso:BESOPolicy",
+    "composed": "robopolicy.policies.composed:ComposedPolicy",
 }
 
 
@@ -52,7 +55,7 @@ def task_class(name: str) -> Any:
 def expert_class(task: str, expert: str) -> Any:
     """The scripted expert of a task. Variants of a task that differ in observations only share its experts."""
     base = task.split("-")[0]
-    table = EXPERTS.get(base, {}) | {
+    table = EXPERTS.get(task, EXPERTS.get(base, {})) | {
         e.name.split("/")[1]: e.value
         for e in entry_points(group="robopolicy.experts")
         if e.name.startswith(f"{base}/")
