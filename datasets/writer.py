@@ -207,6 +207,22 @@ def _remove_stale(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes one new file beside a dataset, a report for instance; it is complete or absent."""
+    if path.exists():
+        raise DataError(f"{path}: already exists; choose another name or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        temporary.write_bytes(data)
+        _sync(temporary, os.O_RDONLY)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)

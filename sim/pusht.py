@@ -117,6 +117,7 @@ class _PushT(Task):
     features: FeatureSpec
     score_name = "maximum coverage / 0.95, clipped"
     max_steps = 300
+    replay_tolerance: ClassVar[dict[str, float]] = {"block_position_px": 5.0}
 
     def __init__(self) -> None:
         self.simulator = _new_simulator()
@@ -220,6 +221,26 @@ class _PushT(Task):
 
     def hold_action(self, observation: Observation) -> np.ndarray:
         return np.array(observation[STATE], dtype=np.float32)
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+        """Starts from the first of recorded agent positions and block poses, agent and block at rest."""
+        first = {key: array[:1] for key, array in arrays.items()}
+        pose = _recorded_pose(first)
+        if STATE not in first or pose is None:
+            raise RobopolicyError(f"task {self.name!r} cannot restore recorded states: no pose of agent and block")
+        return self.reset(seed=0, options={"state": [*first[STATE][0, :2], *pose[0]]})[0]
+
+    @classmethod
+    def state_error(cls, recorded: Observation, reached: Observation) -> dict[str, float]:
+        """Distance of the block's position in px and of its angle in rad, and of the agent's position in px."""
+        poses = [_recorded_pose({k: np.asarray(v)[None] for k, v in o.items()}) for o in (recorded, reached)]
+        difference = np.subtract(*(cast(np.ndarray, pose)[0] for pose in poses))
+        agent = np.subtract(recorded[STATE][:2], reached[STATE][:2], dtype=np.float64)
+        return {
+            "block_position_px": float(np.hypot(*difference[:2])),
+            "block_angle_rad": float(abs((difference[2] + np.pi) % (2 * np.pi) - np.pi)),
+            "agent_position_px": float(np.hypot(*agent)),
+        }
 
     def render(self) -> np.ndarray:
         """The scene [384, 384, 3] uint8 RGB: goal green, block grey, agent blue, last target a red cross."""

@@ -40,6 +40,8 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     """Observation of which a goal is one value or more, for tasks with an input of kind "goal"."""
     goal_dims: ClassVar[tuple[int, ...] | None] = None
     """Dimensions of the goal's source that it specifies; None for all."""
+    replay_tolerance: ClassVar[dict[str, float]] = {}
+    """Names in `state_error` and the largest value at which a replayed episode still counts as reproduced."""
 
     @property
     def rate_hz(self) -> float:
@@ -68,6 +70,18 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     def mirror(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The mirror image of recorded arrays [N, ...] in this task's keys, for tasks with such a symmetry."""
         raise RobopolicyError(f"task {cls.name!r} has no mirror symmetry to augment data with")
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+        """Starts an episode from the first state of recorded arrays [T, ...] in this task's keys (see `adapt`).
+
+        Errors: a task that cannot do so, or arrays that do not hold the whole state.
+        """
+        raise RobopolicyError(f"task {self.name!r} cannot restore recorded states")
+
+    @classmethod
+    def state_error(cls, recorded: Observation, reached: Observation) -> dict[str, float]:
+        """How far two observations [...] of the same moment are apart, each name ending in its unit."""
+        raise RobopolicyError(f"task {cls.name!r} cannot compare recorded states")
 
     def render(self) -> Any:
         """An RGB picture [height, width, 3] uint8 of the scene, for videos; never needs a display."""

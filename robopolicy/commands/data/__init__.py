@@ -7,6 +7,7 @@ from robopolicy.errors import unknown
 VERBS = {
     "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
+    "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
     "record": "demonstrations of a scripted expert, as an episode store",
 }
 """Each verb is the module of its name in this package, with a function `run(arguments)`."""
