@@ -26,6 +26,7 @@ POLICIES = {
     "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
     "flow": "robopolicy.policies.flow:FlowPolicy",
     "bc": "robopolicy.policies.bc:BCPolicy",
+    "carp": "robopolicy.policies.carp:CarpPolicy",
     "beso": "robopolicy.policies.beso:BESOPolicy",
     "composed": "robopolicy.policies.composed:ComposedPolicy",
 }

@@ -243,6 +243,9 @@ def load(path: str | Path, device: str = "cpu", golden: bool = True) -> tuple[Po
 def build(policy: dict[str, Any], features: FeatureSpec, where: str = "config") -> Policy:
     """An untrained policy with an unfitted normaliser from its stored configuration."""
     cls = policy_class(policy["kind"])
+    for parent in policy.get("parents", ()):
+        # Configurations are found by kind once the module that defines them is imported.
+        policy_class(parent["kind"])
     config = from_dict(cls.Config, policy, where)
     return cls(config, features, Normalizer(features.features))
 
