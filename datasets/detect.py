@@ -51,6 +51,12 @@ FORMATS: dict[str, Format] = {
         f"{_DATASETS}.zarr_dp:is_replay_buffer",
         f"{_DATASETS}.zarr_dp:ReplayBufferSource",
     ),
+    "relay": Format(
+        "relay kitchen arrays (play-to-policy)",
+        "existence_mask.npy",
+        f"{_DATASETS}.relay:is_relay",
+        f"{_DATASETS}.relay:RelaySource",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from robopolicy.errors import RobopolicyError, unknown
 
 TASKS = {
     "blocks": "robopolicy.sim.blocks:Blocks",
+    "kitchen": "robopolicy.sim.kitchen:Kitchen",
     "pusht": "robopolicy.sim.pusht:PushTState",
     "pusht-goal": "robopolicy.sim.pusht_goal:PushTGoal",
     "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",

@@ -35,7 +35,13 @@ ROOMS = {
     "datasets": {"errors", "features", "progress"},
     "hardware": {"errors", "features", "inference"},
 }
-ONLY_IN = {"rclpy": "hardware/ros/", "robosuite": "sim/", "pybullet": "sim/", "rosbags": "datasets/"}
+ONLY_IN = {
+    "rclpy": "hardware/ros/",
+    "robosuite": "sim/",
+    "pybullet": "sim/",
+    "gymnasium_robotics": "sim/",
+    "rosbags": "datasets/",
+}
 
 
 def _module_level_imports(path: Path) -> set[str]:
