@@ -18,11 +18,11 @@ from robopolicy.evaluation.statistics import Interval
 
 MAX_ROWS = 500
 """Episodes listed in the table; eval_info.json has all of them."""
-_THEMES = {
+THEMES = {
     "light": {"ink": "#1c2733", "faint": "#c9d2dc", "score": "#1f6fb2", "success": "#c2571a"},
     "dark": {"ink": "#dfe6ee", "faint": "#3b4653", "score": "#62aef0", "success": "#f0965a"},
 }
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #fff; --ink: #1c2733; --soft: #5d6b7a; --line: #dde3ea;
   --good: #14743c; --bad: #b02a2a; --note: #fff4d6; --note-ink: #6b4a00; }
 @media (prefers-color-scheme: dark) { :root { --paper: #12171d; --card: #1a212a; --ink: #dfe6ee; --soft: #95a3b3;
@@ -77,12 +77,16 @@ def build_report(result: EvalResult, curve: Sequence[CurvePoint] = ()) -> str:
         _episodes(info),
         _provenance(info),
     ]
-    title = f"{info.task} evaluation"
+    return page(f"{info.task} evaluation", f"{_headline(info)}\n{chr(10).join(s for s in sections if s)}")
+
+
+def page(title: str, body: str) -> str:
+    """A whole page in the house style around the HTML `body`."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        f"{_headline(info)}\n{chr(10).join(s for s in sections if s)}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"{body}\n</main></body></html>\n"
     )
 
 
@@ -134,10 +138,10 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _chart(draw: Callable[[Axes, Mapping[str, str]], None], alt: str) -> str:
+def chart(draw: Callable[[Axes, Mapping[str, str]], None], alt: str) -> str:
     """The same figure in a light and in a dark variant; the browser shows the one that fits."""
     urls = {}
-    for theme, colours in _THEMES.items():
+    for theme, colours in THEMES.items():
         figure = Figure(figsize=(6.0, 3.4), dpi=160)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -181,7 +185,7 @@ def _curve(curve: Sequence[CurvePoint], score_name: str) -> str:
 
     return (
         f'<section><h2>Over training</h2><p class="hint">Mean score ({escape(score_name)}) with its interval, and '
-        f"success rate.</p>{_chart(draw, 'score and success rate over training steps')}</section>"
+        f"success rate.</p>{chart(draw, 'score and success rate over training steps')}</section>"
     )
 
 
@@ -205,7 +209,7 @@ def _histogram(info: EvalInfo) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, labelcolor=colours["ink"], fontsize=9)
 
-    return f"<section><h2>Episode scores</h2>{_chart(draw, 'histogram of episode scores')}</section>"
+    return f"<section><h2>Episode scores</h2>{chart(draw, 'histogram of episode scores')}</section>"
 
 
 def _caption(episode: Episode) -> str:
