@@ -51,6 +51,13 @@ FORMATS: dict[str, Format] = {
         f"{_DATASETS}.zarr_dp:is_replay_buffer",
         f"{_DATASETS}.zarr_dp:ReplayBufferSource",
     ),
+    "robomimic": Format(
+        "robomimic HDF5",
+        "an HDF5 file",
+        f"{_DATASETS}.robomimic_hdf5:is_robomimic",
+        f"{_DATASETS}.robomimic_hdf5:RobomimicSource",
+        f"{_DATASETS}.robomimic_writer:RobomimicWriter",
+    ),
     "relay": Format(
         "relay kitchen arrays (play-to-policy)",
         "existence_mask.npy",

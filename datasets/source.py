@@ -184,6 +184,8 @@ def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...]
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
         raise DataError(f"{where}: damaged {EXTENSION} metadata ({type(error).__name__}: {error})") from error
+        if features.rate_hz is not None and not 0 < float(features.rate_hz) < float("inf"):
+            raise ValueError(f"rate_hz {features.rate_hz}")
     if TASK_INDEX in features and not tasks:
         raise DataError(f"{where}: {TASK_INDEX!r} is described but there is no table of instructions")
     return features, tasks, fingerprint, metadata
