@@ -50,6 +50,7 @@ FORMATS: dict[str, Format] = {
         ".zgroup",
         f"{_DATASETS}.zarr_dp:is_replay_buffer",
         f"{_DATASETS}.zarr_dp:ReplayBufferSource",
+        f"{_DATASETS}.zarr_writer:ReplayBufferWriter",
     ),
     "robomimic": Format(
         "robomimic HDF5",

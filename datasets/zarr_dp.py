@@ -1,13 +1,16 @@
 """The Diffusion Policy replay buffer (Chi et al. 2023): a zarr v2 group with data/* and meta/episode_ends.
 
-Every array under data/ holds all steps of all episodes. The layout says nothing about the rate, names or units, so
-neither do the features read here.
+Every array under data/ holds all steps of all episodes. The layout says nothing about the rate, names or units;
+datasets of our own writer say it in the attribute "robopolicy" of the group, which plain zarr ignores.
 """
 
 import hashlib
 import itertools
 import json
+import math
 import os
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from robopolicy.datasets.episodes import Episodes, check_structure, locate
-from robopolicy.datasets.source import Source
-from robopolicy.errors import DataError
+from robopolicy.datasets.source import EXTENSION, Source, read_extension
+from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import ACTION, Feature, FeatureSpec
 
 KEYS = {"action": ACTION, "img": "observation.images.img"}
@@ -27,6 +30,18 @@ BLOSC_HEADER = 16
 """Bytes; the last four are the length of the chunk (c-blosc, README_CHUNK_FORMAT)."""
 SAMPLED_BYTES = 4096
 """Bytes at the start and at the end of every chunk file that enter the cache key."""
+MAX_CHUNK_BYTES = 2**30
+"""Decoded size of one chunk, which is allocated at once."""
+MAX_SIDE = 8192
+"""Pixels of an image in either direction."""
+ARRAYS = "arrays"
+"""Entry of our extension: the array of every key."""
+CHECKSUMS = "checksums"
+"""Entry of our extension: CRC-32 of every chunk file of every array, in order; neither zarr nor blosc has any."""
+CHANGED = f"the dataset was changed after it was written (remove {EXTENSION!r} from .zattrs to read it all the same)"
+MANY = 2**22
+"""Chunks of one array; each is a file."""
+ARRAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def is_replay_buffer(path: Path) -> bool:
@@ -44,9 +59,10 @@ class _Array:
     fill_value: object
     separator: str
     compressor: str | None
+    checksums: tuple[int, ...] | None = None
 
     @classmethod
-    def at(cls, path: Path) -> "_Array":
+    def at(cls, path: Path, checksums: tuple[int, ...] | None = None) -> "_Array":
         file = path / ".zarray"
         try:
             meta = json.loads(file.read_text())
@@ -59,6 +75,7 @@ class _Array:
                 meta["fill_value"],
                 meta.get("dimension_separator", "."),
                 (meta.get("compressor") or {}).get("id"),
+                checksums,
             )
             codecs = [array.compressor, *(c["id"] for c in meta.get("filters") or [])]
         except FileNotFoundError:
@@ -67,9 +84,19 @@ class _Array:
             raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
         if dtype.kind not in "biuf" or "pickle" in codecs:
             raise DataError(f"{path}: holds {dtype} encoded by {codecs}; only plain numbers are read")
-        if len(array.shape) != len(array.chunks) or not array.shape or min(array.chunks) < 1:
+        lengths = len(array.shape), len(array.chunks)
+        if lengths[0] != lengths[1] or not 1 <= lengths[0] <= 32 or min(array.chunks) < 1 or min(array.shape) < 0:
             raise DataError(f"{file}: damaged (shape {array.shape}, chunks {array.chunks})")
+        if array.chunk_bytes > MAX_CHUNK_BYTES:
+            raise DataError(f"{file}: chunks of {array.chunk_bytes} bytes, at most {MAX_CHUNK_BYTES} are read")
+        if array.separator not in (".", "/"):
+            raise DataError(f"{file}: dimension separator {array.separator!r}, expected '.' or '/'")
         return array
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded."""
+        return math.prod(self.chunks) * self.dtype.itemsize
 
     @property
     def is_image(self) -> bool:
@@ -87,29 +114,49 @@ class _Array:
         dtype = "float32" if self.dtype.kind == "f" else self.dtype.name
         return Feature(self.key, self.shape[1:], dtype, "action" if self.key == ACTION else "state")
 
+    @property
+    def grid(self) -> list[int]:
+        """Number of chunks along every axis."""
+        return [-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True)]
+
     def chunk_files(self) -> Iterator[Path]:
-        grid = (range(-(-n // c)) for n, c in zip(self.shape, self.chunks, strict=True))
-        return (self.path / self.separator.join(map(str, index)) for index in itertools.product(*grid))
+        indices = itertools.product(*map(range, self.grid))
+        return (self.path / self.separator.join(map(str, index)) for index in indices)
 
     def check_chunks(self) -> None:
-        """Raises DataError when a chunk file is missing or truncated.
+        """Raises DataError when a chunk file is missing or truncated, or not the one that was written.
 
         zarr returns the fill value for a missing chunk, and blosc reads past the end of a short incompressible one.
         """
-        files = list(self.chunk_files())
-        missing = [file for file in files if not file.is_file()]
+        missing = [str(file) for file in itertools.islice(self.chunk_files(), MANY) if not file.is_file()]
+        n_chunks = math.prod(self.grid)
         if missing:
+            counted = f"{len(missing)} of {n_chunks}" if n_chunks <= MANY else f"{n_chunks} should be there"
             raise DataError(
-                f"{missing[0]}: chunk file missing ({len(missing)} of {len(files)} of array {self.path.name!r}); "
+                f"{missing[0]}: chunk file missing ({counted} of array {self.path.name!r}); "
                 f"its steps would silently read as {self.fill_value}"
             )
-        if self.compressor == "blosc":
-            for file in files:
-                with file.open("rb") as stream:
-                    header = stream.read(BLOSC_HEADER)
-                    size = os.fstat(stream.fileno()).st_size
-                if len(header) < BLOSC_HEADER or int.from_bytes(header[12:16], "little") != size:
-                    raise DataError(f"{file}: chunk truncated or corrupt ({size} bytes are not what it declares)")
+        if n_chunks > MANY:
+            raise DataError(f"{self.path}: {n_chunks} chunks, at most {MANY} are read")
+        if self.checksums is not None and len(self.checksums) != n_chunks:
+            raise DataError(f"{self.path}: {n_chunks} chunks, but {len(self.checksums)} checksums; {CHANGED}")
+        for number, file in enumerate(self.chunk_files()):
+            if self.compressor == "blosc":
+                self._check_blosc(file)
+            if self.checksums is not None and zlib.crc32(file.read_bytes()) != self.checksums[number]:
+                raise DataError(f"{file}: chunk truncated or corrupt (its checksum differs); {CHANGED}")
+
+    def _check_blosc(self, file: Path) -> None:
+        with file.open("rb") as stream:
+            header = stream.read(BLOSC_HEADER)
+            size = os.fstat(stream.fileno()).st_size
+        if len(header) < BLOSC_HEADER or int.from_bytes(header[12:16], "little") != size:
+            raise DataError(f"{file}: chunk truncated or corrupt ({size} bytes are not what it declares)")
+        decoded = int.from_bytes(header[4:8], "little")
+        if decoded != self.chunk_bytes:
+            raise DataError(
+                f"{file}: chunk truncated or corrupt ({decoded} bytes decoded, expected {self.chunk_bytes})"
+            )
 
     @cached_property
     def _opened(self) -> Any:
@@ -125,16 +172,13 @@ class _Array:
             name = self.separator.join([str(row // self.chunks[0])] + ["0"] * (len(self.shape) - 1))
             raise DataError(f"{self.path / name}: chunk truncated or corrupt ({error})") from error
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) one row of chunks after another, so that memory stays bounded."""
+    def read(self, dtype: str) -> np.ndarray:
+        """The whole array in memory."""
         self.check_chunks()
+        out = np.empty(self.shape, dtype)
+        # One row of chunks after another, so that nothing else of this size is in memory.
         for row in range(0, self.shape[0], self.chunks[0]):
-            yield row, self.block(row)
-
-    def read(self) -> np.ndarray:
-        """The whole array in memory, in the dtype of `feature`."""
-        out = np.empty(self.shape, dtype=self.feature.dtype)
-        for row, block in self.blocks():
+            block = self.block(row)
             out[row : row + len(block)] = block
         return out
 
@@ -145,59 +189,113 @@ class ReplayBufferSource(Source):
     format = "zarr"
 
     def __init__(self, path: Path) -> None:
-        self._arrays = _arrays(path)
-        ends = _Array.at(path / "meta" / "episode_ends").read().astype(np.int64)
+        if (path / "zarr.json").is_file():
+            raise DataError(f"{path}: is a zarr v3 group; the Diffusion Policy replay buffer is zarr v2")
+        extension = _extension(path)
+        self._exact = extension is not None
+        if extension is None:
+            self._arrays, described = _arrays(path)
+        else:
+            self._arrays, described = _described_arrays(path, extension)
+        ends_path = path / "meta" / "episode_ends"
+        ends = _Array.at(ends_path, _checksums(path, extension, ends_path.name)).read("int64")
         check_structure(Episodes({}, ends, FeatureSpec(()), path, self.format))
-        features = FeatureSpec(tuple(array.feature for array in self._arrays.values()))
-        super().__init__(path, features, np.diff(ends, prepend=0))
+        super().__init__(path, described["features"], np.diff(ends, prepend=0), **described["other"])
         for key, array in self._arrays.items():
+            feature = self.features[key]
             if array.shape[0] != self.n_steps:
                 raise DataError(f"{path}: key {key!r} has {array.shape[0]} steps, the episodes end at {self.n_steps}")
+            if self._exact and (array.shape[1:], array.dtype.name) != (feature.shape, feature.dtype):
+                raise DataError(
+                    f"{path}: key {key!r} should be {feature.dtype} {list(feature.shape)} per step, "
+                    f"found {array.dtype.name} {list(array.shape[1:])}"
+                )
+            if feature.kind == "image" and max(feature.shape, default=0) > MAX_SIDE:
+                raise DataError(f"{path}: key {key!r}: images of {feature.shape}, at most {MAX_SIDE} a side")
+        self._checked: set[str] = set()
         self._block = lru_cache(maxsize=len(self._arrays))(self._decode_block)
 
     def _decode_block(self, key: str, row: int) -> np.ndarray:
         array = self._arrays[key]
+        if key not in self._checked:
+            array.check_chunks()
+            self._checked.add(key)
         block = array.block(row)
-        return _as_uint8(array, block, row, self.episode_ends) if array.is_image else block
+        return _as_uint8(array, block, row, self.episode_ends) if self.features[key].kind == "image" else block
 
     def read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         stop = int(self.episode_ends[episode])
         return {key: self._rows(key, stop - int(self.lengths[episode]), stop) for key in keys}
 
     def _rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        array = self._arrays[key]
-        if start == 0:
-            array.check_chunks()
-        size = array.chunks[0]
+        size = self._arrays[key].chunks[0]
         parts = []
         for first in range(start // size * size, stop, size):
             block = self._block(key, first)
             parts.append(block[max(start - first, 0) : stop - first])
-        return np.concatenate(parts).astype(array.feature.dtype, copy=False)
+        return np.concatenate(parts).astype(self.features[key].dtype, copy=False)
 
     def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        return {key: self._arrays[key].read() for key in keys}
+        return {key: self._arrays[key].read(self.features[key].dtype) for key in keys}
 
     def frames(self, key: str, rows: np.ndarray) -> np.ndarray:
-        array = self._arrays[key]
-        array.check_chunks()
-        size = array.chunks[0]
+        size = self._arrays[key].chunks[0]
         return np.stack([self._block(key, int(row) // size * size)[int(row) % size] for row in rows])
 
     def identity(self, key: str) -> str:
         return _cache_key(self._arrays[key])
 
 
-def _arrays(path: Path) -> dict[str, _Array]:
-    if (path / "zarr.json").is_file():
-        raise DataError(f"{path}: is a zarr v3 group; the Diffusion Policy replay buffer is zarr v2")
+def _arrays(path: Path) -> tuple[dict[str, _Array], dict[str, Any]]:
+    """The arrays of a replay buffer that does not describe them, by key."""
     folder = path / "data"
     if not folder.is_dir():
         raise DataError(f"{folder}: missing; a replay buffer has data/* and meta/episode_ends")
     found = [_Array.at(child) for child in sorted(folder.iterdir()) if (child / ".zarray").exists()]
     if not found:
         raise DataError(f"{folder}: holds no arrays")
-    return {array.key: array for array in found}
+    features = FeatureSpec(tuple(array.feature for array in found))
+    return {array.key: array for array in found}, {"features": features, "other": {}}
+
+
+def _extension(path: Path) -> dict[str, Any] | None:
+    file = path / ".zattrs"
+    try:
+        found = json.loads(file.read_text()).get(EXTENSION)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+    if found is not None and not isinstance(found, dict):
+        raise DataError(f"{file}: {EXTENSION} metadata should be an object, found {type(found).__name__}")
+    return found
+
+
+def _described_arrays(path: Path, extension: dict[str, Any]) -> tuple[dict[str, _Array], dict[str, Any]]:
+    """The arrays of a replay buffer of our own writer."""
+    features, tasks, fingerprint, metadata = read_extension(path / ".zattrs", extension)
+    names = extension.get(ARRAYS)
+    if not isinstance(names, dict) or sorted(names) != sorted(features.keys()) or not names:
+        raise DataError(f"{path / '.zattrs'}: damaged ({ARRAYS!r} should name the array of each of {features.keys()})")
+    for name in names.values():
+        if not isinstance(name, str) or not ARRAY_NAME.fullmatch(name):
+            raise DataError(f"{path / '.zattrs'}: {name!r} is not the name of an array")
+    arrays = {
+        key: _Array.at(path / "data" / names[key], _checksums(path, extension, names[key])) for key in features.keys()
+    }
+    return arrays, {
+        "features": features,
+        "other": {"tasks": tasks, "fingerprint": fingerprint, "metadata": metadata},
+    }
+
+
+def _checksums(path: Path, extension: dict[str, Any] | None, name: str) -> tuple[int, ...] | None:
+    if extension is None:
+        return None
+    try:
+        return tuple(int(n) for n in extension[CHECKSUMS][name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path / '.zattrs'}: damaged (no checksums of array {name!r})") from error
 
 
 def _cache_key(array: _Array) -> str:
