@@ -21,7 +21,7 @@ import numpy as np
 
 from robopolicy.datasets.episodes import Episodes, check_structure, locate
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
-from robopolicy.errors import DataError, RobopolicyError
+from robopolicy.errors import DataError
 from robopolicy.features import ACTION, Feature, FeatureSpec
 
 KEYS = {"action": ACTION, "img": "observation.images.img"}
@@ -39,6 +39,9 @@ ARRAYS = "arrays"
 CHECKSUMS = "checksums"
 """Entry of our extension: CRC-32 of every chunk file of every array, in order; neither zarr nor blosc has any."""
 CHANGED = f"the dataset was changed after it was written (remove {EXTENSION!r} from .zattrs to read it all the same)"
+CODECS = {None, "blosc", "zstd", "lz4", "zlib", "gzip", "shuffle", "delta"}
+ZLIB_OR_GZIP = 47
+"""zlib's `wbits` that recognises both headers."""
 MANY = 2**22
 """Chunks of one array; each is a file."""
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -82,7 +85,7 @@ class _Array:
             raise DataError(f"{file}: missing; a replay buffer has data/* and meta/episode_ends") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
-        if dtype.kind not in "biuf" or "pickle" in codecs:
+        if dtype.kind not in "biuf" or dtype.itemsize > 8 or not set(codecs) <= CODECS:
             raise DataError(f"{path}: holds {dtype} encoded by {codecs}; only plain numbers are read")
         lengths = len(array.shape), len(array.chunks)
         if lengths[0] != lengths[1] or not 1 <= lengths[0] <= 32 or min(array.chunks) < 1 or min(array.shape) < 0:
@@ -123,8 +126,8 @@ class _Array:
         indices = itertools.product(*map(range, self.grid))
         return (self.path / self.separator.join(map(str, index)) for index in indices)
 
-    def check_chunks(self) -> None:
-        """Raises DataError when a chunk file is missing or truncated, or not the one that was written.
+    def check_chunks(self, contents: bool = True) -> None:
+        """Raises DataError when a chunk file is missing or truncated, or its `contents` are not what was written.
 
         zarr returns the fill value for a missing chunk, and blosc reads past the end of a short incompressible one.
         """
@@ -143,7 +146,9 @@ class _Array:
         for number, file in enumerate(self.chunk_files()):
             if self.compressor == "blosc":
                 self._check_blosc(file)
-            if self.checksums is not None and zlib.crc32(file.read_bytes()) != self.checksums[number]:
+            elif self.compressor in ("zlib", "gzip") and contents:
+                self._check_deflate(file)
+            if self.checksums is not None and contents and zlib.crc32(file.read_bytes()) != self.checksums[number]:
                 raise DataError(f"{file}: chunk truncated or corrupt (its checksum differs); {CHANGED}")
 
     def _check_blosc(self, file: Path) -> None:
@@ -154,9 +159,16 @@ class _Array:
             raise DataError(f"{file}: chunk truncated or corrupt ({size} bytes are not what it declares)")
         decoded = int.from_bytes(header[4:8], "little")
         if decoded != self.chunk_bytes:
-            raise DataError(
-                f"{file}: chunk truncated or corrupt ({decoded} bytes decoded, expected {self.chunk_bytes})"
-            )
+            raise DataError(f"{file}: chunk truncated or corrupt (decodes to {decoded} bytes, not {self.chunk_bytes})")
+
+    def _check_deflate(self, file: Path) -> None:
+        """Decodes no further than the chunk may be long: the codec itself would not stop."""
+        try:
+            decoded = len(zlib.decompressobj(ZLIB_OR_GZIP).decompress(file.read_bytes(), self.chunk_bytes + 1))
+        except zlib.error as error:
+            raise DataError(f"{file}: chunk truncated or corrupt ({error})") from error
+        if decoded != self.chunk_bytes:
+            raise DataError(f"{file}: chunk truncated or corrupt (does not decode to {self.chunk_bytes} bytes)")
 
     @cached_property
     def _opened(self) -> Any:
@@ -281,7 +293,7 @@ def _described_arrays(path: Path, extension: dict[str, Any]) -> tuple[dict[str, 
         if not isinstance(name, str) or not ARRAY_NAME.fullmatch(name):
             raise DataError(f"{path / '.zattrs'}: {name!r} is not the name of an array")
     arrays = {
-        key: _Array.at(path / "data" / names[key], _checksums(path, extension, names[key])) for key in features.keys()
+        f.key: _Array.at(path / "data" / names[f.key], _checksums(path, extension, names[f.key])) for f in features
     }
     return arrays, {
         "features": features,
@@ -300,7 +312,7 @@ def _checksums(path: Path, extension: dict[str, Any] | None, name: str) -> tuple
 
 def _cache_key(array: _Array) -> str:
     """Covers the array's metadata and every chunk's size, time of change, first and last 4 KiB."""
-    array.check_chunks()
+    array.check_chunks(contents=False)
     digest = hashlib.sha256((array.path / ".zarray").read_bytes())
     for file in array.chunk_files():
         with file.open("rb") as stream:

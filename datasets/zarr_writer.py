@@ -26,9 +26,9 @@ def array_names(features: FeatureSpec) -> dict[str, str]:
     """Key to the name of its array under data/."""
     cameras = [f.key for f in features.of_kind("image")]
     names = {}
-    for key in features.keys():
-        short = key.removeprefix("observation.").removeprefix("images.")
-        names[key] = "img" if cameras == [key] else re.sub(r"[^A-Za-z0-9_-]", "_", short) or "_"
+    for f in features:
+        short = f.key.removeprefix("observation.").removeprefix("images.")
+        names[f.key] = "img" if cameras == [f.key] else re.sub(r"[^A-Za-z0-9_-]", "_", short) or "_"
     return names
 
 
