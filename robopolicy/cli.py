@@ -13,8 +13,9 @@ VERBS = {
     "train": ("train", "train a policy from a named recipe"),
     "eval": ("evaluate", "score a checkpoint on seeded episodes, with intervals"),
     "compare": ("compare", "paired comparison of two evaluations"),
+    "compose": ("compose", "one policy of several checkpoints, with or without a search for its weights"),
     "data": ("data", "describe, convert, check, replay, view, record and fetch datasets"),
-    "bench": ("bench", "latency of a checkpoint per sampler step count"),
+    "bench": ("bench", "latency of a checkpoint; bench frontier: score against latency"),
     "recipes": ("recipes", "list the recipes"),
 }
 

@@ -262,6 +262,12 @@ def _check_golden(policy: Policy, path: Path) -> None:
         )
 
 
+def stored_observation(path: str | Path) -> dict[str, Tensor]:
+    """The real input {key: [1, T_o, ...]} kept with the checkpoint at `path`."""
+    stored = _read_tensors(resolve(path) / "golden.safetensors")
+    return {k.removeprefix("input."): v for k, v in stored.items() if k != "output"}
+
+
 def load_training(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The trainer's state stored in the checkpoint `path`."""
     return _read_tensors(path / "training" / "state.safetensors"), _read_json(path / "training" / "state.json")
