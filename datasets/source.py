@@ -80,6 +80,10 @@ class Source(ABC):
         """What the format says about one episode beyond its arrays, in plain JSON types."""
         return {}
 
+    def stamps(self, episode: int) -> np.ndarray | None:
+        """Recorded times [T] in s of the steps of one episode; None when the format keeps none."""
+        return None
+
     def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Low-dimensional keys of all episodes, [N, *shape]."""
         parts = [self.read(e, keys) for e in range(self.n_episodes)]
@@ -180,12 +184,12 @@ def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...]
         tasks = tuple(str(t) for t in data["tasks"])
         fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
         metadata = dict(data["metadata"])
+        if features.rate_hz is not None and not 0 < float(features.rate_hz) < float("inf"):
+            raise ValueError(f"rate_hz {features.rate_hz}")
     except DataError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
         raise DataError(f"{where}: damaged {EXTENSION} metadata ({type(error).__name__}: {error})") from error
-        if features.rate_hz is not None and not 0 < float(features.rate_hz) < float("inf"):
-            raise ValueError(f"rate_hz {features.rate_hz}")
     if TASK_INDEX in features and not tasks:
         raise DataError(f"{where}: {TASK_INDEX!r} is described but there is no table of instructions")
     return features, tasks, fingerprint, metadata

@@ -7,6 +7,7 @@ from robopolicy.errors import unknown
 VERBS = {
     "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
+    "doctor": "damage, bad recordings and a wrongly declared action space; exit status 2 on errors",
     "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
     "record": "demonstrations of a scripted expert, as an episode store",
 }
