@@ -190,6 +190,48 @@ def test_chunk_selection_prefers_the_latest_request_that_has_arrived():
     assert ensemble([], 0, 0.1) is None
 
 
+class RememberingPolicy(EchoPolicy):
+    uses_past_actions = True
+
+
+def test_executed_actions_come_back_newest_last():
+    policy = RememberingPolicy(n_obs_steps=4, horizon=6, n_action_steps=2)
+    runner = PolicyRunner(policy, 2)
+    executed = [runner.step(observe(t, t + 10)) for t in range(7)]
+    # Asked at steps 0, 2, 4 and 6.
+    assert [s["past.length"].tolist() for s in policy.seen] == [[1, 1], [3, 3], [4, 4], [4, 4]]
+    for request, step in ((1, 2), (2, 4), (3, 6)):
+        past = policy.seen[request]["past.action"]
+        assert past.shape == (2, 3, 2)
+        expected = np.stack(executed[max(step - 3, 0) : step], axis=1)
+        assert np.array_equal(past[:, 3 - min(step, 3) :].numpy(), expected)
+    runner.reset([1])
+    runner.step(observe(7, 0))
+    runner.step(observe(8, 1))
+    assert policy.seen[-2]["past.length"].tolist() == [1]
+    assert policy.seen[-2]["past.action"].abs().max() == 0, "nothing is left of the episode before"
+    assert policy.seen[-1]["past.length"].tolist() == [4]
+
+
+def test_held_actions_and_missed_ticks_are_executed_actions():
+    policy = RememberingPolicy(n_obs_steps=4, horizon=8, n_action_steps=1)
+    runner = PolicyRunner(policy, 1, latency_steps=1)
+    hold = np.array([[-5.0, -6.0]], np.float32)
+    runner.step(observe(0), time=0.0, hold=hold)
+    second = runner.step(observe(1), time=0.1, hold=hold)[0]
+    runner.step(observe(4), time=0.4, hold=hold)
+    past = policy.seen[-1]["past.action"][0]
+    assert policy.seen[-1]["past.length"].tolist() == [4]
+    assert past.tolist() == [second.tolist()] * 3, "the action of step 1 goes on through the missed steps 2 and 3"
+    assert policy.seen[1]["past.action"][0, -1].tolist() == [-5.0, -6.0]
+
+
+def test_other_policies_are_not_given_executed_actions():
+    policy = EchoPolicy()
+    PolicyRunner(policy, 1).step(observe(0))
+    assert set(policy.seen[0]) == {"observation.state", "observation.images.top"}
+
+
 def test_environments_have_their_own_clocks_and_share_one_call():
     policy = EchoPolicy(n_obs_steps=1, horizon=4, n_action_steps=2, first=0)
     runner = PolicyRunner(policy, n_envs=3)
