@@ -10,6 +10,7 @@ import numpy as np
 
 from robopolicy.datasets.detect import make_writer, open_source
 from robopolicy.datasets.episodes import select_keys
+from robopolicy.datasets.masks import MASKS, join_masks, read_masks
 from robopolicy.datasets.source import Source
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX
@@ -77,12 +78,13 @@ def write_sources(
         if wanted and not 0 <= min(wanted) <= max(wanted) < source.n_episodes:
             raise DataError(f"{source.path}: has episodes 0..{source.n_episodes - 1}, asked for {wanted}")
     total = sum(int(s.lengths[n].sum()) for s, n in zip(sources, numbers, strict=True))
-    writer = make_writer(
-        to, Path(output), features, fingerprint, tasks=tasks, metadata=first.metadata, **(options or {})
-    )
+    masks = [read_masks(s.path, s.metadata, s.n_episodes) for s in sources]
+    metadata = {k: v for k, v in first.metadata.items() if k != MASKS}
+    writer = make_writer(to, Path(output), features, fingerprint, tasks=tasks, metadata=metadata, **(options or {}))
+    written: list[list[int]] = [[] for _ in sources]
     with writer, progress_bar(total=total, desc=f"writing {to}", unit="step", delay=1, disable=not progress) as bar:
         lost: set[str] = set()
-        for source, wanted in zip(sources, numbers, strict=True):
+        for source, wanted, done in zip(sources, numbers, written, strict=True):
             renumber = np.array([tasks.index(t) for t in source.tasks], np.int64) if tasks else None
             for number in wanted:
                 try:
@@ -99,7 +101,12 @@ def write_sources(
                 if not writer.holds_attributes:
                     lost |= set(attributes)
                 writer.add(arrays, attributes)
+                done.append(number)
                 bar.update(int(source.lengths[number]))
+        # Only now is it known which episodes there are; writers put metadata in their files last.
+        joined = join_masks(list(zip(masks, written, strict=True)))
+        if joined:
+            writer.metadata[MASKS] = joined
         if lost:
             result.notes.append(f"format {to} has no place for the episode attributes {sorted(lost)}")
         result.n_episodes, result.n_steps = writer.n_episodes, writer.n_steps

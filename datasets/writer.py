@@ -47,7 +47,10 @@ class DatasetWriter(ABC):
         tasks: Sequence[str] = (),
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """`tasks` are the instructions that `task_index` counts; `metadata` is anything JSON can hold."""
+        """`tasks` are the instructions that `task_index` counts; `metadata` is anything JSON can hold.
+
+        `self.metadata` may change until the end of the `with` statement: `_finish` writes it.
+        """
         self.path = Path(path)
         self.features = features
         self.fingerprint = dict(fingerprint or {})

@@ -9,6 +9,8 @@ VERBS = {
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
     "doctor": "damage, bad recordings and a wrongly declared action space; exit status 2 on errors",
     "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
+    "merge": "several datasets as one, in the format of the first",
+    "split": "a dataset into several: by fractions, episode numbers or masks",
     "record": "demonstrations of a scripted expert, as an episode store",
 }
 """Each verb is the module of its name in this package, with a function `run(arguments)`."""
