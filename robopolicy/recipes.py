@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from robopolicy.errors import unknown
 from robopolicy.policies.base import NormalizationConfig
 from robopolicy.policies.bc import BCConfig
+from robopolicy.policies.carp import CarpConfig
 from robopolicy.policies.diffusion import (
     DiffusionConfig,
     EDMConfig,
@@ -83,7 +84,7 @@ def _pusht_image_transformer() -> TrainConfig:
     )
 
 
-def _small(policy: DiffusionConfig | BCConfig, task: str = "pusht", steps: int = 14_000) -> TrainConfig:
+def _small(policy: DiffusionConfig | BCConfig | CarpConfig, task: str = "pusht", steps: int = 14_000) -> TrainConfig:
     return TrainConfig(
         policy,
         task,
@@ -139,6 +140,16 @@ def _pusht_small_image() -> TrainConfig:
     return config
 
 
+def _pusht_carp() -> TrainConfig:
+    policy = CarpConfig(normalization=replace(PIXELS), state_noise=0.01)
+    config = _small(policy, steps=14_000)
+    config.optim = OptimConfig(1e-3, betas=(0.9, 0.95), weight_decay=0.05, decay_vectors=False, warmup_steps=200)
+    config.optim.clip_norm = 2.0
+    config.data.mirror = True
+    config.precision, config.threads = "auto", 1
+    return config
+
+
 def _pusht_bc() -> TrainConfig:
     return _small(BCConfig(normalization=replace(PIXELS)))
 
@@ -149,6 +160,7 @@ RECIPES: dict[str, Recipe] = {
     "pusht-small-unet": Recipe("state, DDPM with a small U-Net", _pusht_small_unet),
     "pusht-small-transformer": Recipe("state, DDPM with a small transformer", _pusht_small_transformer),
     "pusht-small-image": Recipe("image, ResNet-18 and a small U-Net", _pusht_small_image),
+    "pusht-carp": Recipe("state, CARP: coarse-to-fine tokens in four passes", _pusht_carp),
     "pusht-bc": Recipe("state, behaviour-cloning MLP: the floor", _pusht_bc),
     "pusht-diffusion": Recipe("paper: Diffusion Policy U-Net, keypoints (GPU)", _pusht_unet),
     "pusht-diffusion-transformer": Recipe("paper: Diffusion Policy transformer, keypoints (GPU)", _pusht_transformer),

@@ -58,6 +58,18 @@ class GoalConditioned:
     """Dimensions of it that a goal may specify, the others are set to zero after scaling; empty for all."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training run; each has its own warm-up and decay."""
+
+    steps: int
+    """Optimiser steps of this stage."""
+    lr: float | None = None
+    """Peak learning rate, betas and weight decay; None takes the run's."""
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+
+
 class Policy(nn.Module):
     """Maps the last T_o observations to a chunk of H actions.
 
@@ -70,6 +82,9 @@ class Policy(nn.Module):
     """The runner then adds to the observation "past.action" [B, T_o - 1, D_a], the actions executed before the newest
     observation, newest last, and "past.length" [B] int64, how many of the T_o observations have been made (the rest
     repeat the first one)."""
+
+    stage: int = 0
+    """Number of the training stage under way, which `loss` may depend on; set by the trainer."""
 
     config: PolicyConfig
     features: FeatureSpec
@@ -96,6 +111,10 @@ class Policy(nn.Module):
 
     def fit(self, actions: np.ndarray) -> None:
         """Takes what a policy needs of its training actions [N, D_a], in physical units, beside the normaliser."""
+
+    def stages(self, steps: int) -> list[Stage]:
+        """The stages of a run of `steps` optimiser steps. Parameters that a stage does not use stay as they are."""
+        return [Stage(steps)]
 
     @property
     def device(self) -> torch.device:

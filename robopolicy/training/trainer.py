@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ Evaluator = Callable[[Policy, int], dict[str, float]]
 
 VALIDATION_WINDOWS = 512
 ACTION_ERROR_WINDOWS = 128
+UNDECAYED = ("bias", "gain", "codebook", "log_scale")
+"""Names of parameters that are vectors or tables whatever their number of axes."""
 
 
 def mix(*numbers: int) -> int:
@@ -59,11 +61,12 @@ def make_optimizer(policy: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     named = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
 
     def decays(name: str, parameter: Tensor) -> bool:
-        return config.decay_vectors or (parameter.ndim >= 2 and "position" not in name)
+        matrix = parameter.ndim >= 2 and "position" not in name and name.split(".")[-1] not in UNDECAYED
+        return config.decay_vectors or matrix
 
     groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay, "decays": True},
+        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0, "decays": False},
     ]
     # The fused kernel reads every weight once instead of once per arithmetic operation.
     return torch.optim.AdamW(
@@ -124,6 +127,7 @@ class Trainer:
         self.policy.to(config.device)
         self.average = deepcopy(self.policy).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.policy, config.optim)
+        self.stages = self.policy.stages(config.steps)
         if self.rank == 0:
             checkpoint.remove_leftovers(self.checkpoints)
         self.step = 0
@@ -162,7 +166,9 @@ class Trainer:
         config, started = self.config, time.perf_counter()
         loss_module: nn.Module = _LossModule(self.policy)
         if self.world > 1:
-            loss_module = nn.parallel.DistributedDataParallel(loss_module, broadcast_buffers=False)
+            loss_module = nn.parallel.DistributedDataParallel(
+                loss_module, broadcast_buffers=False, find_unused_parameters=len(self.stages) > 1
+            )
         batches = Batches(self.data, self.policy, config, self.rank, self.world)
         held_out = validation_batch(self.data, self.average, VALIDATION_WINDOWS, config.seed)
         log = bar = None
@@ -216,9 +222,8 @@ class Trainer:
 
     def _step(self, loss_module: nn.Module, parts: list[tuple[int, Batch]]) -> dict[str, Any]:
         config, device = self.config, torch.device(self.config.device)
+        within = self._enter_stage()
         self.policy.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, self.step, config.steps)
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Any] = {}
         for i, (part, batch) in enumerate(parts):
@@ -237,7 +242,7 @@ class Trainer:
         if config.optim.clip_norm or logged:
             total["grad_norm"] = nn.utils.clip_grad_norm_(self.policy.parameters(), clip)
         self.optimizer.step()
-        ema_update(self.average, self.policy, ema_decay(config.ema, self.step + 1))
+        ema_update(self.average, self.policy, ema_decay(config.ema, within + 1))
         total["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.world > 1 and logged:
             for name in ("loss", *metrics):
@@ -245,6 +250,25 @@ class Trainer:
                 dist.all_reduce(mean)
                 total[name] = mean / self.world
         return total
+
+    def _enter_stage(self) -> int:
+        """Puts policies and optimiser into the stage of the present step; returns the step within that stage."""
+        number, within = 0, self.step
+        while within >= self.stages[number].steps:
+            within -= self.stages[number].steps
+            number += 1
+        if within == 0 and number:
+            # What the earlier stage trained goes on as it ended; the average starts anew.
+            self.average.load_state_dict(self.policy.state_dict())
+        self.policy.stage = self.average.stage = number
+        stage, optim = self.stages[number], self.config.optim
+        optim = replace(optim, lr=optim.lr if stage.lr is None else stage.lr)
+        decay = optim.weight_decay if stage.weight_decay is None else stage.weight_decay
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(optim, within, stage.steps)
+            group["betas"] = stage.betas or optim.betas
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        return within
 
     def _periodic(self, log: MetricsLog, bar: Any, held_out: Batch | None, batch: Batch) -> None:
         """Validation, evaluation and checkpoints, each when it is due; on the first process only."""
