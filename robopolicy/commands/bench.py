@@ -1,4 +1,7 @@
-"""robopolicy bench CHECKPOINT: how long one chunk takes, and whether that meets the control period."""
+"""robopolicy bench CHECKPOINT: how long one chunk takes, and whether that meets the control period.
+
+robopolicy bench frontier CHECKPOINT, in `frontier`, sets that against what the chunks are worth.
+"""
 
 import json
 import platform
@@ -12,7 +15,10 @@ import tyro
 
 @dataclass
 class BenchArgs:
-    """Latency of one chunk by sampler steps and batch size, on this machine."""
+    """Latency of one chunk by sampler steps and batch size, on this machine.
+
+    `robopolicy bench frontier CHECKPOINT` scores samplers, steps, guidance and precision against their latency.
+    """
 
     checkpoint: tyro.conf.Positional[Path]
     steps: tuple[int, ...] = (1, 3, 10, 100)
@@ -29,6 +35,11 @@ class BenchArgs:
 
 def run(arguments: list[str]) -> None:
     """Prints p50, p95 and p99 in milliseconds."""
+    if arguments[:1] == ["frontier"]:
+        from robopolicy.commands import frontier
+
+        frontier.run(arguments[1:])
+        return
     args = tyro.cli(BenchArgs, args=arguments, prog="robopolicy bench", config=(tyro.conf.FlagConversionOff,))
     import torch
 

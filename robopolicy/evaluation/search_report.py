@@ -42,7 +42,7 @@ def _curve(result: SearchResult) -> str:
             axes.plot(at, [s.value for s in scores], color=colour, marker=marker, markersize=3.5, label=name)
             axes.fill_between(at, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.15)
         chosen = result.chosen.weights[0] if two else [c for c, _ in order].index(result.chosen)
-        axes.axvline(chosen, color=colours["ink"], linewidth=1.2, ls=":", label="chosen")
+        axes.axvline(chosen, color=colours["ink"], linewidth=1.2, ls=":", label="chosen", zorder=1)
         axes.set_xlabel(f"weight of {result.names[0]}" if two else "point of the grid")
         axes.set_ylabel("mean score")
         axes.legend(frameon=False, labelcolor=colours["ink"], fontsize=9)

@@ -215,6 +215,7 @@ class ComposedPolicy(Policy):
         if config.operator == "convex":
             chunk = sampler(config.sampler.name)(self.denoiser(observation), x, sigmas, noise=noise)
         else:
+            _check_ancestral(config)
             shares = [config.weights[i] for i in self.active]
             mixing = mix_and if config.operator == "and" else mix_or(config.temperature, shares)
             chunk = superpose(self.denoisers(observation), x, sigmas, noise, mixing, config.clip)
