@@ -8,6 +8,7 @@ VERBS = {
     "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
     "doctor": "damage, bad recordings and a wrongly declared action space; exit status 2 on errors",
+    "quality": "per-episode scores (action divergence, transition diversity), and the best episodes as a dataset",
     "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
     "merge": "several datasets as one, in the format of the first",
     "split": "a dataset into several: by fractions, episode numbers or masks",
