@@ -32,7 +32,7 @@ ROOMS = {
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
     "recipes": {"errors", "policies", "training"},
     "sim": {"errors", "features"},
-    "datasets": {"errors", "features", "progress"},
+    "datasets": {"errors", "features", "configs", "progress"},
     "hardware": {"errors", "features", "inference"},
 }
 ONLY_IN = {
