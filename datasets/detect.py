@@ -65,6 +65,20 @@ FORMATS: dict[str, Format] = {
         f"{_DATASETS}.relay:is_relay",
         f"{_DATASETS}.relay:RelaySource",
     ),
+    "rosbag2-mcap": Format(
+        "ROS 2 recordings (MCAP)",
+        "a folder of bags",
+        f"{_DATASETS}.rosbag_source:is_mcap",
+        f"{_DATASETS}.rosbag_source:McapSource",
+        f"{_DATASETS}.rosbag_writer:McapBagWriter",
+    ),
+    "rosbag2-sqlite3": Format(
+        "ROS 2 recordings (sqlite3)",
+        "a folder of bags",
+        f"{_DATASETS}.rosbag_source:is_sqlite3",
+        f"{_DATASETS}.rosbag_source:Sqlite3Source",
+        f"{_DATASETS}.rosbag_writer:Sqlite3BagWriter",
+    ),
 }
 
 
