@@ -1,6 +1,9 @@
 """Decoded images, kept as memory-mapped uint8 arrays named by the content they came from."""
 
+import contextlib
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -52,3 +55,26 @@ def cached_array(
     if images.shape != shape or images.dtype != np.uint8:
         raise DataError(f"{cached}: damaged image cache ({images.dtype} {images.shape}, not uint8 {shape}); delete it")
     return images
+
+
+def content_digest(file: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits, remembered beside the cached images until its size or time changes."""
+    try:
+        status = file.stat()
+        name = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        note = default_cache() / "digests" / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
+        with contextlib.suppress(OSError, ValueError):
+            known = note.read_text()
+            if re.fullmatch("[0-9a-f]{64}", known):
+                return known
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: unreadable ({error.strerror or error})") from error
+    # Without the note the next run only takes longer.
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f".{note.name}.{uuid.uuid4().hex[:12]}.tmp")
+        temporary.write_text(digest)
+        temporary.replace(note)
+    return digest

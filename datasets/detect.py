@@ -44,6 +44,14 @@ FORMATS: dict[str, Format] = {
         "meta/info.json",
         f"{_DATASETS}.lerobot:is_lerobot",
         f"{_DATASETS}.lerobot:LeRobotSource",
+        f"{_DATASETS}.lerobot_writer:LeRobotWriter",
+    ),
+    "lerobot-v2.1": Format(
+        "LeRobot v2.1",
+        "meta/info.json",
+        f"{_DATASETS}.lerobot:is_lerobot_v2",
+        f"{_DATASETS}.lerobot:LeRobotV2Source",
+        f"{_DATASETS}.lerobot_writer:LeRobotV21Writer",
     ),
     "zarr": Format(
         "Diffusion Policy replay buffer (zarr v2)",

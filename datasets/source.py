@@ -98,6 +98,11 @@ class Source(ABC):
             found.append(self.read(episode, [key])[key][int(row) - int(ends[episode] - self.lengths[episode])])
         return np.stack(found)
 
+    def image_blocks(self, key: str) -> Iterator[np.ndarray]:
+        """All frames of an image key in order, in blocks [n, height, width, C] of bounded size."""
+        for episode in range(self.n_episodes):
+            yield self.read(episode, [key])[key]
+
     def identity(self, key: str) -> str:
         """32 hexadecimal digits that change when the encoded bytes of an image key change; names its cache."""
         raise DataError(f"{self.path}: key {key!r} cannot be cached")
@@ -145,16 +150,11 @@ def load(
 
 def decode_images(source: Source, keys: Sequence[str], cache_dir: Path | None) -> dict[str, np.ndarray]:
     """Memory maps [N, height, width, C] uint8 of image keys, decoded on first use."""
-
-    def decode(key: str) -> Iterator[np.ndarray]:
-        for episode in range(source.n_episodes):
-            yield source.read(episode, [key])[key]
-
     return {
         key: cached_array(
             source.identity(key),
             (source.n_steps, *source.features[key].shape),
-            partial(decode, key),
+            partial(source.image_blocks, key),
             f"decoding {key}",
             cache_dir,
         )

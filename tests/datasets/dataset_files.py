@@ -79,7 +79,7 @@ def write_lerobot(
         "action": rng.normal(size=(n, 2)).astype(np.float32),
         "next.reward": rng.random((n, 1), dtype=np.float32),
         "next.done": np.zeros((n, 1), dtype=bool),
-        "task_index": np.zeros((n, 1), dtype=np.int64),
+        "task_index": np.zeros(n, dtype=np.int64),
     }
     ends = np.cumsum(lengths)
     places = [(0 if e < 2 else 1, e if e < 2 else e - 2) for e in range(len(lengths))]
@@ -96,7 +96,7 @@ def write_lerobot(
             "next.reward": arrays["next.reward"][rows, 0],
             "next.done": arrays["next.done"][rows, 0],
             "index": np.arange(rows.start, rows.stop),
-            "task_index": arrays["task_index"][rows, 0],
+            "task_index": arrays["task_index"][rows],
         }
         file = path / "data" / f"chunk-{chunk:03d}" / f"file-{number:03d}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
