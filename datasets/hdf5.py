@@ -58,7 +58,7 @@ def open_hdf5(path: Path) -> Any:
 
 
 def child(group: Any, name: str, kind: str) -> Any:
-    """The member `name` of a group, which must be a "group" or a "dataset" in this very place of this file."""
+    """The member `name` of a group, in this place of this file: a "group", a "dataset" of numbers, or "names"."""
     import h5py
 
     where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
@@ -70,9 +70,9 @@ def child(group: Any, name: str, kind: str) -> Any:
             raise DataError(f"{where}: is a link ({type(link).__name__}), which is not followed")
         found = group[name]
         if not isinstance(found, h5py.Group if kind == "group" else h5py.Dataset):
-            raise DataError(f"{where}: should be a {kind}")
-        if kind == "dataset":
-            _check_dataset(where, found)
+            raise DataError(f"{where}: should be a {'group' if kind == 'group' else 'dataset'}")
+        if kind != "group":
+            _check_dataset(where, found, "S" if kind == "names" else "biuf")
         return found
 
 
@@ -85,14 +85,12 @@ def is_group(group: Any, name: str) -> bool:
         return not is_link and group.get(name, getclass=True) is h5py.Group
 
 
-def _check_dataset(where: str, dataset: Any) -> None:
+def _check_dataset(where: str, dataset: Any, kinds: str) -> None:
     import h5py
 
     dtype, shape = dataset.dtype, dataset.shape
-    if dtype.kind == "S" and shape is not None and len(shape) == 1:
-        pass  # Names of demonstrations in a mask.
-    elif dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise DataError(f"{where}: holds {dtype}; only plain numbers are read")
+    if dtype.kind not in kinds or (kinds != "S" and dtype.itemsize > 8):
+        raise DataError(f"{where}: holds {dtype}; only plain {'names' if kinds == 'S' else 'numbers'} are read")
     if not shape or min(shape) < 1:
         raise DataError(f"{where}: has shape {shape}, expected at least one step")
     properties = dataset.id.get_create_plist()

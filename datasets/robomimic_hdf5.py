@@ -145,7 +145,7 @@ class RobomimicSource(Source):
         for name in wanted:
             folder, _, last = name.rpartition("/")
             holder = child(demo, folder, "group") if folder else demo
-            if is_group(holder, last):
+            if name != FIXED[ACTION] and is_group(holder, last):
                 left.append(name)
                 continue
             feature = _feature(name, child(holder, last, "dataset"), ours.get(name), quaternions)
@@ -166,8 +166,8 @@ class RobomimicSource(Source):
         number = {name: i for i, name in enumerate(self._demos)}
         masks = {}
         for name in names:
-            listed = child(group, name, "dataset")
-            if listed.dtype.kind != "S" or len(listed) > len(self._demos) or not MASK_NAME.fullmatch(name):
+            listed = child(group, name, "names")
+            if listed.ndim != 1 or len(listed) > len(self._demos) or not MASK_NAME.fullmatch(name):
                 raise DataError(f"{path}: mask/{name} should list at most {len(self._demos)} names of demonstrations")
             with damage(f"{path}: mask/{name}"):
                 members = [bytes(m).decode() for m in listed[()]]
