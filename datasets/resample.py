@@ -147,10 +147,13 @@ class FeatureReader:
         self._spec = spec
         self.is_image = spec.kind == "image" or (not spec.field and messages.is_image(first))
         self._channels = spec.shape[-1] if self.is_image and spec.shape else None
-        self._fields = spec.field or (() if self.is_image else _default_fields(first))
-        self._steps = [messages.parse_selector(text) for text in self._fields]
+        self.fields = spec.field or (() if self.is_image else _default_fields(first))
+        self._steps = [messages.parse_selector(text) for text in self.fields]
+        self.is_pinned = False
+        """Whether the order of the joints was taken from the first message."""
         if len(self._steps) == 1 and not self._steps[0][-1].members:
             self._steps = [_with_members(self._steps[0], spec, first)]
+            self.is_pinned = bool(self._steps[0][-1].members)
         value = self._value(first)
         self.quaternions = value.quaternions
         dtype = spec.dtype or _default_dtype(value.array.dtype)
@@ -176,12 +179,12 @@ class FeatureReader:
             if not messages.is_image(message):
                 raise DataError(f"{type(message).__name__} is not an image")
             return messages.Value(messages.image(message, self._channels))
-        if not self._fields:
+        if not self.fields:
             raise DataError(f"name the field; a {type(message).__name__} has several")
-        if len(self._steps) == 1 and self._fields == ("data",) and hasattr(message, "layout"):
+        if len(self._steps) == 1 and self.fields == ("data",) and hasattr(message, "layout"):
             return messages.Value(messages.multi_array(message))
         parts = []
-        for text, steps in zip(self._fields, self._steps, strict=True):
+        for text, steps in zip(self.fields, self._steps, strict=True):
             part = messages.to_value(messages.select(message, steps), text)
             if steps[-1].members:
                 part = messages.Value(part.array, part.quaternions, steps[-1].members)

@@ -10,7 +10,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +300,7 @@ class RosbagSource(Source):
         features = FeatureSpec(tuple(found), self.contract.rate_hz)
         texts = {custom[EXTENSION] for custom in self._custom if EXTENSION in custom}
         if not texts:
-            metadata = {"contract": self.contract.to_dict(), "contract_hash": self.contract.content_hash()}
+            metadata = {"contract": self.contract.to_yaml(), "contract_hash": self.contract.content_hash()}
             return features, used, {}, metadata
         if len(texts) > 1:
             raise DataError(f"{path}: its bags carry different {EXTENSION!r} metadata; they are not one dataset")
@@ -384,7 +384,7 @@ class RosbagSource(Source):
             "skipped": sum(bool(r.problems) for r in self.reports),
             "episodes": [r.to_dict() for r in self.reports],
             "notes": list(self.notes),
-            "contract": asdict(self.contract),
+            "contract": self.contract.to_yaml(),
         }
 
 
