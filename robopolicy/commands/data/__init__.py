@@ -7,6 +7,7 @@ from robopolicy.errors import unknown
 VERBS = {
     "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
+    "contract": "a draft of the contract for ROS 2 recordings, or a report on how regularly their topics spoke",
     "doctor": "damage, bad recordings and a wrongly declared action space; exit status 2 on errors",
     "quality": "per-episode scores (action divergence, transition diversity), and the best episodes as a dataset",
     "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
