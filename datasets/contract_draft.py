@@ -73,7 +73,7 @@ def _rates(bag: Bag) -> dict[str, float]:
 
 
 def _key(topic: str, msgtype: str, taken: dict[str, Any]) -> str:
-    name = re.sub(r"[^a-z0-9_]+", "_", topic.lower()).strip("_")
+    name = re.sub(r"[^a-z0-9_]+", "_", topic.lower()).strip("_").removeprefix("observation_").removeprefix("images_")
     if msgtype in _IMAGES:
         short = re.sub(r"_?(image_raw|image|compressed|raw|color|rgb)(?=_|$)", "", name)
         key = f"observation.images.{short or name}"
@@ -92,9 +92,9 @@ def _feature(bag: Bag, key: str, topic: str, msgtype: str) -> TopicFeature:
     message = bag.decode(topic, data)
     spec = TopicFeature(topic, type=msgtype, kind=default_kind(key))
     reader = FeatureReader(key, spec, message)
-    names = (
-        reader.feature.names if reader.is_pinned and not re.search(r"[\[\],]", "".join(reader.feature.names)) else ()
-    )
+    names = reader.feature.names if reader.is_pinned else ()
+    if any(set(name) & set("[],") for name in names):
+        names = ()
     fields = reader.fields if not names else (f"{reader.fields[0]}[{', '.join(names)}]",)
     control = None
     if key == "action":

@@ -20,7 +20,7 @@ class ContractArgs:
 
     path: tyro.conf.Positional[Path]
     """A recording, or a folder of them."""
-    report: bool = False
+    report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a JSON report by the existing contract instead of a draft."""
     contract: Path | None = None
     """Contract for --report; by default contract.yaml in the folder or beside the recording."""
@@ -30,9 +30,7 @@ class ContractArgs:
 
 def run(arguments: list[str]) -> None:
     """Prints or writes the draft or the report."""
-    args = tyro.cli(
-        ContractArgs, args=arguments, prog="robopolicy data contract", config=(tyro.conf.FlagConversionOff,)
-    )
+    args = tyro.cli(ContractArgs, args=arguments, prog="robopolicy data contract")
     if args.contract is not None and not args.report:
         raise RobopolicyError("--contract goes with --report; without it a new contract is drafted")
     from robopolicy.datasets.contract_draft import draft_contract
@@ -42,8 +40,7 @@ def run(arguments: list[str]) -> None:
     if not args.path.exists():
         raise DataError(f"{args.path}: no such file or directory")
     if args.report:
-        with RosbagSource(args.path, args.contract) as source:
-            text = json.dumps(source.report(), indent=1) + "\n"
+        text = json.dumps(RosbagSource(args.path, args.contract).report(), indent=1) + "\n"
     else:
         text = draft_contract(args.path)
     if args.output is None:
