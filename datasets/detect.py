@@ -103,11 +103,10 @@ def dataset_format(path: Path) -> str | None:
 def open_source(path: Path) -> Source:
     """The dataset at `path`, in whichever supported format it is, ready to be read episode by episode.
 
-    Raises DataError for anything missing, damaged or unknown.
+    A path that does not exist may be the name of a fetched dataset of the catalog. Raises DataError for anything
+    missing, damaged or unknown.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or directory")
+    path = _existing(Path(path).expanduser())
     found = dataset_format(path)
     if found is not None:
         return _load(FORMATS[found].source)(path)
@@ -115,6 +114,19 @@ def open_source(path: Path) -> Source:
     hint = f"; inside it there is {', '.join(inside)}" if inside else ""
     looked = ", ".join(f"{f.recognised_by} ({f.title})" for f in FORMATS.values())
     raise DataError(f"{path}: not a dataset: looked for {looked}{hint}")
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the fetched dataset of the catalog whose name it is."""
+    from robopolicy.datasets.fetch import local_path, read_catalog
+
+    if path.exists():
+        return path
+    found = local_path(str(path))
+    if found is not None:
+        return found
+    hint = f"; it is in the catalog: robopolicy data fetch {path}" if str(path) in read_catalog() else ""
+    raise DataError(f"{path}: no such file or directory{hint}")
 
 
 def open_dataset(

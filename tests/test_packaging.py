@@ -17,6 +17,7 @@ def test_the_wheel_holds_the_linked_rooms_and_the_ros_manifest(tmp_path: Path) -
         "robopolicy/cli.py",
         "robopolicy/sim/pusht.py",
         "robopolicy/datasets/windows.py",
+        "robopolicy/datasets/catalog/pusht.yaml",
         "robopolicy/hardware/__init__.py",
     ):
         assert name in names

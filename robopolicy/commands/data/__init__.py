@@ -13,6 +13,7 @@ VERBS = {
     "replay": "recorded actions executed again in the simulator: how many episodes end where they did",
     "merge": "several datasets as one, in the format of the first",
     "split": "a dataset into several: by fractions, episode numbers or masks",
+    "fetch": "a published dataset of the catalog, downloaded and checked; --list shows the catalog",
     "record": "demonstrations of a scripted expert, as an episode store",
 }
 """Each verb is the module of its name in this package, with a function `run(arguments)`."""
