@@ -1,5 +1,6 @@
 """Datasets from one format to another, episode by episode, so that memory stays bounded whatever the size."""
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -93,9 +94,12 @@ def write_sources(
                         arrays = arrays | {TASK_INDEX: renumber[arrays[TASK_INDEX]]}
                     writer.check(arrays)
                 except (DataError, IndexError) as error:
+                    named = re.search(rf"\bepisode {number}\b", str(error))
+                    text = str(error) if named else f"episode {number}: {error}"
+                    text = text if str(source.path) in text else f"{source.path}: {text}"
                     if not skip_bad:
-                        raise DataError(f"{source.path}: episode {number}: {error}") from error
-                    result.notes.append(f"{source.path}: episode {number} left out: {error}")
+                        raise DataError(text) from error
+                    result.notes.append(f"left out: {text}")
                     continue
                 attributes = source.attributes(number)
                 if not writer.holds_attributes:

@@ -1,5 +1,6 @@
 """The formats, and opening a dataset without saying its format."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,4 +154,9 @@ def make_writer(name: str, path: Path, *args: Any, **kwargs: Any) -> DatasetWrit
     """A writer of format `name`; the other arguments are those of `DatasetWriter`, then the format's own."""
     if name not in FORMATS or not FORMATS[name].writer:
         raise unknown("format", name, writable_formats())
-    return _load(FORMATS[name].writer)(path, *args, **(dict(FORMATS[name].options) | kwargs))
+    writer, options = _load(FORMATS[name].writer), dict(FORMATS[name].options) | kwargs
+    known = {p for c in writer.__mro__[:-1] for p in inspect.signature(c.__init__).parameters}
+    for option in options:
+        if option not in known:
+            raise DataError(f"{path}: format {name} has no option {option!r}")
+    return writer(path, *args, **options)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.datasets.cache import content_digest
+from robopolicy.datasets.episodes import locate
 from robopolicy.datasets.lerobot_meta import BOOKKEEPING, Meta, Stored, inside, read_json, read_meta
 from robopolicy.datasets.parquet import join_tables, open_parquet, read_parquet, to_numpy
 from robopolicy.datasets.pictures import decode_picture
@@ -201,13 +202,21 @@ class LeRobotSource(Source):
             yield from super().image_blocks(key)
             return
         runs: list[tuple[Path, int, int]] = []
-        for episode, count in enumerate(self.lengths.tolist()):
-            file, start = self._file(key, episode), self._start(key, episode)
-            if runs and runs[-1][0] == file and sum(runs[-1][1:]) == start:
-                runs[-1] = (file, runs[-1][1], runs[-1][2] + count)
-            else:
-                runs.append((file, start, count))
-        yield from decode_runs(runs, self.features[key].shape, lambda file: self._index(key, file))
+        row = 0
+        try:
+            for episode, count in enumerate(self.lengths.tolist()):
+                file, start = self._file(key, episode), self._start(key, episode)
+                if runs and runs[-1][0] == file and sum(runs[-1][1:]) == start:
+                    runs[-1] = (file, runs[-1][1], runs[-1][2] + count)
+                else:
+                    runs.append((file, start, count))
+                row += count
+            row = 0
+            for block in decode_runs(runs, self.features[key].shape, lambda file: self._index(key, file)):
+                yield block
+                row += len(block)
+        except DataError as error:
+            raise DataError(f"{locate(self.episode_ends, row)} or later: {error}") from error
 
     def identity(self, key: str) -> str:
         """Covers every byte of the files that hold the key, and which of their frames belong to which episode."""

@@ -23,6 +23,12 @@ class ConvertArgs:
     """Keys to keep; all by default."""
     skip_bad: bool = False
     """Leave damaged episodes out and name them, instead of stopping."""
+    video: bool | None = None
+    """LeRobot: images as video (the default), or, when False, as lossless PNG."""
+    codec: str | None = None
+    """LeRobot: h264 (the default, full colour resolution), h264-yuv420p (plays everywhere) or av1."""
+    fps: float | None = None
+    """LeRobot: the rate in Hz, when the dataset does not say it."""
 
 
 def run(arguments: list[str]) -> None:
@@ -32,7 +38,8 @@ def run(arguments: list[str]) -> None:
         raise RobopolicyError("robopolicy data convert needs at least one dataset")
     from robopolicy.datasets.convert import convert
 
-    done = convert(args.paths, args.output, args.to, keys=args.keys or None, skip_bad=args.skip_bad)
+    options = {n: v for n in ("video", "codec", "fps") if (v := getattr(args, n)) is not None}
+    done = convert(args.paths, args.output, args.to, keys=args.keys or None, skip_bad=args.skip_bad, options=options)
     for note in done.notes:
         print(f"note: {note}")
     print(f"{done.path}: {done.n_episodes} episodes, {done.n_steps:,} steps as {args.to}")
