@@ -15,6 +15,8 @@ THEMES: Mapping[str, Mapping[str, str]] = {
 }
 LINES = ("#2f7fc4", "#d9622b", "#2f9e60", "#9a5fc9", "#c04a6a", "#8a7a1f", "#2aa3a3", "#7f8896")
 """Colours of lines, readable on both themes."""
+MARGINS = {"left": 0.06, "right": 0.8, "bottom": 0.19, "top": 0.95}
+"""Of a chart, as shares of its size; names of lines stand on the right."""
 _STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #fff; --ink: #1c2733; --soft: #5d6b7a; --line: #dde3ea; }
 @media (prefers-color-scheme: dark) { :root { --paper: #12171d; --card: #1a212a; --ink: #dfe6ee; --soft: #95a3b3;
@@ -67,9 +69,10 @@ def chart(draw: Callable[["Axes", Mapping[str, str]], None], alt: str, size: tup
 
     urls = {}
     for theme, colours in THEMES.items():
-        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        figure = Figure(figsize=size, dpi=130)
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
+        # The same margins in every chart, so that their time axes stand below each other.
+        axes = figure.subplots(gridspec_kw=MARGINS)
         axes.set_facecolor("none")
         draw(axes, colours)
         style_axes(axes, colours)

@@ -7,6 +7,7 @@ from robopolicy.errors import unknown
 VERBS = {
     "info": "format, episodes, steps, rate, and ranges and NaNs of every key",
     "convert": "a dataset in another format, or merged from several, streamed with bounded memory",
+    "view": "one episode as an HTML page, a PNG sheet or a rerun recording",
     "contract": "a draft of the contract for ROS 2 recordings, or a report on how regularly their topics spoke",
     "doctor": "damage, bad recordings and a wrongly declared action space; exit status 2 on errors",
     "quality": "per-episode scores (action divergence, transition diversity), and the best episodes as a dataset",
