@@ -66,7 +66,8 @@ def describe(path: Path) -> DatasetInfo:
     """Summarises the dataset at `path`. NaN and infinity are counted; structural damage raises DataError."""
     with open_source(path) as source:
         numeric = [f.key for f in source.features if f.kind != "image"]
-        columns = source.columns(numeric)
+        # Not the source's own `columns`, which may be maps of files whose checksums only `read` looks at.
+        columns = Source.columns(source, numeric)
         keys = [
             _summarise(f, columns[f.key], None) if f.kind != "image" else _describe_images(source, f)
             for f in source.features

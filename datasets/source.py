@@ -1,5 +1,7 @@
 """Datasets on disk, read one episode at a time whatever their format, and loaded for training."""
 
+import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +18,8 @@ from robopolicy.features import TASK_INDEX, FeatureSpec
 EXTENSION = "robopolicy"
 """Name under which a foreign format carries what it has no place for; see `extension` and `read_extension`."""
 EXTENSION_VERSION = 1
+SEAL = "crc32"
+"""Entry of metadata that we wrote: its checksum, so that a changed byte does not become a changed unit or rate."""
 
 
 class Source(ABC):
@@ -166,13 +170,37 @@ def extension(
     features: FeatureSpec, tasks: Sequence[str], fingerprint: dict[str, str], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """What a foreign format has no place for, as plain JSON types that a writer puts beside its own metadata."""
-    return {
-        "version": EXTENSION_VERSION,
-        **features.to_dict(),
-        "tasks": list(tasks),
-        "fingerprint": dict(fingerprint),
-        "metadata": dict(metadata),
-    }
+    return sealed(
+        {
+            "version": EXTENSION_VERSION,
+            **features.to_dict(),
+            "tasks": list(tasks),
+            "fingerprint": dict(fingerprint),
+            "metadata": dict(metadata),
+        }
+    )
+
+
+def sealed(described: dict[str, Any]) -> dict[str, Any]:
+    """`described` with the checksum of its JSON; entries that are added later are not covered."""
+    return described | {SEAL: _checksum(described), "sealed": sorted(described)}
+
+
+def check_seal(where: Path, data: dict[str, Any]) -> None:
+    """Raises DataError when what `sealed` covered was changed; metadata without a checksum is taken as it is."""
+    if SEAL not in data and "sealed" not in data:
+        return
+    names = data.get("sealed")
+    good = isinstance(names, list) and all(isinstance(n, str) and n in data for n in names)
+    if not good or data.get(SEAL) != _checksum({n: data[n] for n in names}):
+        raise DataError(
+            f"{where}: the metadata was changed after it was written; remove {SEAL!r} and 'sealed' if meant"
+        )
+
+
+def _checksum(described: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(described))
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 
 
 def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...], dict[str, str], dict[str, Any]]:
@@ -180,6 +208,7 @@ def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...]
     try:
         if data["version"] != EXTENSION_VERSION:
             raise DataError(f"{where}: {EXTENSION} metadata of version {data['version']}, this release reads 1")
+        check_seal(where, data)
         features = FeatureSpec.from_dict(data)
         tasks = tuple(str(t) for t in data["tasks"])
         fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}

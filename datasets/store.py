@@ -4,10 +4,15 @@ episodes.json       format version, features, rate, instructions, numbers of epi
 episode_ends.npy    [E] int64
 <key>.npy           [N, *shape], images uint8
 attributes.jsonl    one JSON object per episode, when any episode has attributes
+checksums.npy       [E, K] uint32, CRC-32 of the values of every episode and key
+
+Reading an episode compares its checksums; the memory maps that training uses are not looked through.
 """
 
 import json
+import math
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ import numpy as np
 
 from robopolicy.datasets.episodes import Episodes, check_structure
 from robopolicy.datasets.npy import NpyStream, map_npy
-from robopolicy.datasets.source import Source, load
+from robopolicy.datasets.source import Source, check_seal, load, sealed
 from robopolicy.datasets.writer import DatasetWriter
 from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import FeatureSpec
@@ -25,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST = "episodes.json"
 ENDS = "episode_ends.npy"
 ATTRIBUTES = "attributes.jsonl"
+CHECKSUMS = "checksums.npy"
 
 
 def file_name(key: str) -> str:
@@ -42,7 +48,8 @@ class EpisodeWriter(DatasetWriter):
         super().__init__(path, features, *args, **kwargs)
         self._streams: dict[str, NpyStream] = {}
         self._attributes: list[dict[str, Any]] = []
-        names = [ENDS, *(file_name(f.key) for f in features)]
+        self._checksums: list[list[int]] = []
+        names = [ENDS, CHECKSUMS, *(file_name(f.key) for f in features)]
         if len(set(names)) < len(names):
             raise DataError(f"{self.path}: two keys of {features.keys()} would share one file")
 
@@ -54,15 +61,19 @@ class EpisodeWriter(DatasetWriter):
         for key, stream in self._streams.items():
             stream.append(episode[key])
         self._attributes.append(attributes)
+        self._checksums.append([_crc(episode[key]) for key in self._streams])
 
     def _finish(self) -> None:
         for stream in self._streams.values():
             stream.close()
-        ends = NpyStream(self.folder / ENDS, (), "int64")
-        ends.append(np.asarray(self.ends, dtype=np.int64))
-        ends.close()
-        if any(self._attributes):
-            lines = "".join(json.dumps(a) + "\n" for a in self._attributes)
+        ends = np.asarray(self.ends, np.int64)
+        checksums = np.asarray(self._checksums, np.uint32)
+        for name, values in ((ENDS, ends), (CHECKSUMS, checksums)):
+            stream = NpyStream(self.folder / name, values.shape[1:], values.dtype.name)
+            stream.append(values)
+            stream.close()
+        lines = "".join(json.dumps(a) + "\n" for a in self._attributes) if any(self._attributes) else ""
+        if lines:
             (self.folder / ATTRIBUTES).write_text(lines)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -72,13 +83,18 @@ class EpisodeWriter(DatasetWriter):
             "fingerprint": self.fingerprint,
             "tasks": list(self.tasks),
             "metadata": self.metadata,
+            "checksums": {ENDS: _crc(ends), CHECKSUMS: _crc(checksums), ATTRIBUTES: zlib.crc32(lines.encode())},
         }
-        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        (self.folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=2))
 
     def _abandon(self) -> None:
         for stream in self._streams.values():
             stream.abandon()
         self._streams = {}
+
+
+def _crc(values: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
 def is_store(path: Path) -> bool:
@@ -96,18 +112,20 @@ class StoreSource(Source):
         try:
             data = json.loads(manifest.read_text())
             version = data["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{manifest}: unreadable ({type(error).__name__}: {error})") from error
         if version != FORMAT_VERSION:
             raise DataError(f"{manifest}: format version {version}, this release reads {FORMAT_VERSION}")
+        check_seal(manifest, data)
         try:
             features = FeatureSpec.from_dict(data)
+            known = {str(k): int(v) for k, v in data.get("checksums", {}).items()}
             fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
             counts = int(data["n_episodes"]), int(data["n_steps"])
             tasks, metadata = [str(t) for t in data.get("tasks", [])], dict(data.get("metadata", {}))
         except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
             raise DataError(f"{manifest}: damaged ({type(error).__name__}: {error})") from error
-        ends = np.array(map_npy(path / ENDS))
+        ends = _checked(path / ENDS, known)
         check_structure(Episodes({}, ends, FeatureSpec(()), path, "episodes"))
         super().__init__(
             path, features, np.diff(ends, prepend=0), tasks=tasks, fingerprint=fingerprint, metadata=metadata
@@ -118,7 +136,11 @@ class StoreSource(Source):
                 f"{MANIFEST} says {counts[0]} of {counts[1]}"
             )
         self._maps: dict[str, np.ndarray] = {}
-        self._attributes = _read_attributes(path, self.n_episodes)
+        self._attributes = _read_attributes(path, self.n_episodes, known)
+        self._checksums = _checked(path / CHECKSUMS, known) if known else None
+        expected = self.n_episodes, len(features.keys())
+        if self._checksums is not None and (self._checksums.shape, self._checksums.dtype) != (expected, np.uint32):
+            raise DataError(f"{path / CHECKSUMS}: should hold {list(expected)} uint32")
 
     def _map(self, key: str) -> np.ndarray:
         if key not in self._maps:
@@ -129,8 +151,29 @@ class StoreSource(Source):
         return self._maps[key]
 
     def read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        end = int(self.episode_ends[episode])
-        return {key: self._map(key)[end - int(self.lengths[episode]) : end] for key in keys}
+        found = {}
+        for key in keys:
+            found[key] = self._rows(key, episode)
+            place = self.features.keys().index(key)
+            if self._checksums is not None and _crc(found[key]) != self._checksums[episode, place]:
+                raise DataError(f"{self.path / file_name(key)}: episode {episode} is corrupt (its checksum differs)")
+        return found
+
+    def _rows(self, key: str, episode: int) -> np.ndarray:
+        """A copy: pages of a map that were read stay in memory, and all episodes together may be large."""
+        array, file = self._map(key), self.path / file_name(key)
+        count = int(self.lengths[episode])
+        row = array.dtype.itemsize * math.prod(array.shape[1:])
+        values = np.empty((count, *array.shape[1:]), array.dtype)
+        rest = memoryview(values.reshape(-1).view(np.uint8))
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(array.offset + (int(self.episode_ends[episode]) - count) * row)  # type: ignore[attr-defined]
+            while len(rest):
+                got = stream.readinto(rest)
+                if not got:
+                    raise DataError(f"{file}: truncated while it was read")
+                rest = rest[got:]
+        return values
 
     def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         return {key: self._map(key) for key in keys}
@@ -142,15 +185,24 @@ class StoreSource(Source):
         return self._attributes[episode] if self._attributes else {}
 
 
-def _read_attributes(path: Path, n_episodes: int) -> list[dict[str, Any]]:
+def _checked(file: Path, known: dict[str, int]) -> np.ndarray:
+    """The array in `file`, compared with its checksum when that is known."""
+    values = np.array(map_npy(file))
+    if known.get(file.name, _crc(values)) != _crc(values):
+        raise DataError(f"{file}: corrupt (its checksum is not the one in {MANIFEST})")
+    return values
+
+
+def _read_attributes(path: Path, n_episodes: int, known: dict[str, int]) -> list[dict[str, Any]]:
     file = path / ATTRIBUTES
-    if not file.is_file():
-        return []
     try:
-        found = [dict(json.loads(line)) for line in file.read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        data = file.read_bytes() if file.is_file() else b""
+        if known.get(ATTRIBUTES, zlib.crc32(data)) != zlib.crc32(data):
+            raise DataError(f"{file}: missing or corrupt (its checksum is not the one in {MANIFEST})")
+        found = [dict(json.loads(line)) for line in data.decode().splitlines()]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: damaged ({error})") from error
-    if len(found) != n_episodes:
+    if data and len(found) != n_episodes:
         raise DataError(f"{file}: {len(found)} lines for {n_episodes} episodes")
     return found
 

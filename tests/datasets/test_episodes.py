@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import without_checksums
 
 from robopolicy.datasets import npy
 from robopolicy.datasets.episodes import Episodes, validate
-from robopolicy.datasets.store import EpisodeWriter, read_store
+from robopolicy.datasets.store import EpisodeWriter, StoreSource, read_store
 from robopolicy.errors import DataError
 from robopolicy.features import Feature, FeatureSpec
 
@@ -51,6 +52,7 @@ def test_numpy_opens_the_files_without_this_package(tmp_path: Path, memory: Epis
     path = write(tmp_path / "demo", memory)
     assert sorted(os.listdir(path)) == [
         "action.npy",
+        "checksums.npy",
         "episode_ends.npy",
         "episodes.json",
         "observation.images.top.npy",
@@ -275,6 +277,24 @@ def test_header_grows_with_the_number_of_rows(tmp_path: Path) -> None:
     assert array.all()
 
 
+def test_reading_an_episode_compares_checksums_and_training_does_not(tmp_path: Path, memory: Episodes) -> None:
+    path = write(tmp_path / "demo", memory)
+    data = bytearray((path / "action.npy").read_bytes())
+    data[-1] ^= 1
+    (path / "action.npy").write_bytes(data)
+    with StoreSource(path) as source:
+        source.read(0, ["action"])
+        with pytest.raises(DataError, match=r"demo/action.npy: episode 2 is corrupt"):
+            source.read(2, ["action"])
+    read_store(path)
+    manifest = json.loads((path / "episodes.json").read_text())
+    manifest["features"][0]["units"] = ["cm", "m", "rad"]
+    (path / "episodes.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"episodes.json: the metadata was changed after it was written"):
+        read_store(path)
+    assert read_store(without_checksums(path)).features["observation.state"].units[0] == "cm"
+
+
 def test_damaged_stores_are_named(tmp_path: Path, memory: Episodes) -> None:
     def damaged(name: str) -> Path:
         return write(tmp_path / name, memory)
@@ -302,6 +322,9 @@ def test_damaged_stores_are_named(tmp_path: Path, memory: Episodes) -> None:
 
     path = damaged("ends")
     np.save(path / "episode_ends.npy", np.array([6, 14]))
+    with pytest.raises(DataError, match=r"episode_ends.npy: corrupt \(its checksum is not the one"):
+        read_store(path)
+    without_checksums(path)
     with pytest.raises(DataError, match=r"2 episodes of 14 steps, episodes.json says 3 of 14"):
         read_store(path)
 
