@@ -72,15 +72,13 @@ class EpisodeReport:
         return asdict(self) | {"used": not self.problems}
 
 
-def topic_timing(
-    topic: str, arrivals: Arrivals, start: int, stop: int, max_jump_s: float, periodic: bool = True
-) -> TopicTiming:
+def topic_timing(topic: str, arrivals: Arrivals, start: int, stop: int, jumps: int, periodic: bool) -> TopicTiming:
     """The timing of the messages with stamps in [start, stop]; drops are seen only in periodic topics."""
     inside = (arrivals.stamp >= start) & (arrivals.stamp <= stop)
     receive, header, stamp = arrivals.receive[inside], arrivals.header[inside], arrivals.stamp[inside]
     n = len(stamp)
     if n == 0:
-        return TopicTiming(topic, 0, None, (stop - start) / SECOND, 0.0, 0, 0, 0, 0.0, 0, 0)
+        return TopicTiming(topic, 0, None, (stop - start) / SECOND, 0.0, 0, 0, 0, 0.0, jumps, 0)
     steps = np.diff(np.unique(stamp))
     period = float(np.median(steps)) if len(steps) else 0.0
     lost = np.rint(steps[steps > 1.5 * period] / period) - 1 if periodic and period and n >= 5 else np.zeros(0)
@@ -96,14 +94,21 @@ def topic_timing(
         n - len(np.unique(stamp)),
         dropped,
         dropped / (n + dropped),
-        _jumps(receive, header, period, max_jump_s * SECOND),
+        jumps,
         int((~from_header).sum()) if from_header.any() else 0,
     )
 
 
-def _jumps(receive: np.ndarray, header: np.ndarray, period: float, limit: float) -> int:
-    set_ = header > 0
-    by_header, by_arrival = np.diff(header[set_]), np.diff(receive[set_])
+def clock_jumps(arrivals: Arrivals, window: tuple[int, int], max_jump_s: float) -> int:
+    """How often the stamps in the headers leap although the messages arrive, or arrive as if nothing had happened.
+
+    A stall of the network is no jump: its messages arrive late, but their stamps go on regularly.
+    """
+    inside = (arrivals.header > 0) & (arrivals.receive >= window[0]) & (arrivals.receive <= window[1])
+    by_header, by_arrival = np.diff(arrivals.header[inside]), np.diff(arrivals.receive[inside])
+    if len(by_header) == 0:
+        return 0
+    period, limit = float(np.median(by_header)), max_jump_s * SECOND
     return int(((np.abs(by_header - by_arrival) > limit) & (np.abs(by_header - period) > limit)).sum())
 
 
@@ -128,7 +133,9 @@ def _specs(contract: Contract) -> list[TopicFeature]:
     return specs
 
 
-def judge(contract: Contract, report: EpisodeReport, arrivals: dict[str, Arrivals], end: int) -> None:
+def judge(
+    contract: Contract, report: EpisodeReport, arrivals: dict[str, Arrivals], end: int, window: tuple[int, int]
+) -> None:
     """Fills in the topics of a report, and its problems."""
     rule = contract.episode
     for side, cut in zip(("start", "end"), report.trimmed_s, strict=True):
@@ -139,7 +146,8 @@ def judge(contract: Contract, report: EpisodeReport, arrivals: dict[str, Arrival
     specs = _specs(contract)
     for topic in contract.topics():
         periodic = [contract.tolerance(s) / SECOND for s in specs if s.topic == topic and contract.is_periodic(s)]
-        timing = topic_timing(topic, arrivals[topic], report.start, end, rule.max_jump_s, bool(periodic))
+        jumps = clock_jumps(arrivals[topic], window, rule.max_jump_s)
+        timing = topic_timing(topic, arrivals[topic], report.start, end, jumps, bool(periodic))
         report.topics.append(timing)
         if timing.jumps:
             report.problems.append(f"{topic}: the clock of the stamps jumps {timing.jumps} times")
@@ -161,9 +169,7 @@ def summary(reports: list[EpisodeReport], period_s: float) -> list[str]:
     for report in used:
         if max(report.trimmed_s) > 2 * period_s:
             a, b = report.trimmed_s
-            lines.append(
-                f"{report.name}: {a:.2f} s at the start and {b:.2f} s at the end without all topics, left out"
-            )
+            lines.append(f"{report.name}: {a:.2f} s at the start and {b:.2f} s at the end lack a topic, left out")
     for topic in dict.fromkeys(t.topic for r in used for t in r.topics):
         found = [t for r in used for t in r.topics if t.topic == topic and not t.is_clean]
         counts = {

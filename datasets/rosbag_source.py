@@ -247,7 +247,7 @@ class RosbagSource(Source):
         if report.steps > MAX_STEPS:
             report.problems.append(f"{report.steps} steps; its clock must be wrong")
             return _Episode(number, report, {}, [])
-        bag_timing.judge(contract, report, arrivals, end)
+        bag_timing.judge(contract, report, arrivals, end, window)
         since = {topic: self._since(topic, a, report.start) for topic, a in arrivals.items()}
         if not report.problems:
             self._rehearse(report, arrivals, since)
