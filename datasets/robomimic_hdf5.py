@@ -280,5 +280,5 @@ def _delivered(where: str, values: np.ndarray, dtype: str) -> np.ndarray:
     if wanted.kind not in "bf" and values.dtype.name != dtype:
         raise DataError(f"{where} should be {dtype}, found {values.dtype}")
     # Doubles beyond float32 become infinite, which the checks for finite values report.
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(wanted, copy=False)

@@ -226,7 +226,7 @@ def test_flipped_bytes_are_errors_or_change_nothing(tmp_path: Path) -> None:
         whole = [source.read(e, source.features.keys()) for e in range(source.n_episodes)]
     rng = np.random.default_rng(0)
     errors = []
-    for place in rng.integers(0, len(data), 150):
+    for place in rng.integers(0, len(data), 100):
         changed = bytearray(data)
         changed[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(changed)
@@ -237,7 +237,7 @@ def test_flipped_bytes_are_errors_or_change_nothing(tmp_path: Path) -> None:
                         np.testing.assert_array_equal(source.read(episode, [key])[key], wanted[key])
         except DataError as error:
             errors.append(str(error))
-    assert len(errors) > 75
+    assert len(errors) > 50
     assert all("demo.hdf5" in error for error in errors)
 
 
@@ -345,14 +345,14 @@ def test_a_compression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> N
     with h5py.File(path, "a") as file:
         name = "data/demo_0/obs/agentview_image"
         del file[name]
-        bomb = file.create_dataset(name, (4, 20_000, 20_000, 3), "u1", chunks=(1, 4000, 20_000, 3), compression="gzip")
+        bomb = file.create_dataset(name, (4, 10_000, 10_000, 3), "u1", chunks=(1, 1000, 10_000, 3), compression="gzip")
         # The same compressed zeros for every chunk.
-        bomb[0, :4000] = 0
+        bomb[0, :1000] = 0
         _, raw = bomb.id.read_direct_chunk((0, 0, 0, 0))
         for step in range(4):
-            for row in range(0, 20_000, 4000):
+            for row in range(0, 10_000, 1000):
                 bomb.id.write_direct_chunk((step, row, 0, 0), raw)
-    with pytest.raises(DataError, match=r"needs 4800000000 bytes, but only \d+ are stored"):
+    with pytest.raises(DataError, match=r"needs 1200000000 bytes, but only \d+ are stored"):
         read_all(path)
 
 
@@ -381,6 +381,8 @@ def test_the_extension_is_compared_with_the_file(tmp_path: Path) -> None:
         said = json.loads(file["data"].attrs["robopolicy"])
         said["features"][0]["shape"] = [4]
         said["features"][0]["names"] = said["features"][0]["units"] = []
+        for seal in ("crc32", "sealed"):
+            said.pop(seal, None)
         file["data"].attrs["robopolicy"] = json.dumps(said)
     with pytest.raises(DataError, match=r"obs/state should be float32 \[7, 4\], found float32 \[7, 3\]"):
         open_source(path)
