@@ -16,7 +16,6 @@ from robopolicy.datasets import motion
 from robopolicy.datasets.action_space import Guess, Signals, contradictions, guess_action_space
 from robopolicy.datasets.cameras import camera_problems
 from robopolicy.datasets.detect import open_source
-from robopolicy.datasets.episodes import first_not_finite
 from robopolicy.datasets.rotations import rotation_groups, sign_flips
 from robopolicy.datasets.source import Source
 from robopolicy.errors import DataError
@@ -133,13 +132,12 @@ def _read_numbers(source: Source, found: Diagnosis, progress: bool) -> dict[int,
             continue
         finite = True
         for key, array in arrays.items():
-            step = first_not_finite(array) if array.dtype.kind == "f" else None
+            step = motion.first_unusable(array)
             if step is not None:
                 finite = False
-                bad = array[~np.isfinite(array)]
-                found.add(
-                    "error", "not finite", f"{len(bad)} values, the first {bad[0]}", key=key, episode=number, step=step
-                )
+                bad = array[motion.unusable(array)]
+                text = f"{len(bad)} values that are no usable number, the first {bad[0]}"
+                found.add("error", "not finite", text, key=key, episode=number, step=step)
         if TASK_INDEX in arrays and source.tasks:
             wrong = (arrays[TASK_INDEX] < 0) | (arrays[TASK_INDEX] >= len(source.tasks))
             if wrong.any():
@@ -169,7 +167,7 @@ class _Columns:
     def __init__(self, source: Source, episodes: dict[int, Arrays]) -> None:
         self.source, self.numbers = source, list(episodes)
         """Numbers of the episodes in the tables."""
-        self.ends = np.cumsum([len(next(iter(a.values()))) for a in episodes.values()])
+        self.ends = np.cumsum(source.lengths[self.numbers])
         numeric = [f for f in source.features if _numeric(f)]
         self.flat = {
             f.key: np.concatenate([a[f.key].reshape(len(a[f.key]), -1) for a in episodes.values()]) for f in numeric
@@ -294,6 +292,8 @@ def _check_duplicates(columns: _Columns, found: Diagnosis) -> None:
     """Equal bytes, and among the rest the nearest neighbour in evenly spaced standardised states and actions."""
     from scipy.spatial import cKDTree
 
+    if not columns.flat:
+        return
     first: dict[str, int] = {}
     sketches, unique, lengths = [], [], []
     both = np.concatenate([columns.states, columns.actions], axis=1)

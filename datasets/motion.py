@@ -22,6 +22,22 @@ STAMP_GAP, STAMP_JITTER, STAMP_RATE = 1.5, 0.1, 0.02
 """Longest period, standard deviation of the period, and deviation of the mean rate, as shares of the period."""
 
 
+LARGEST = 1e100
+"""Numbers beyond this are damage, and their squares leave the range of float64."""
+
+
+def first_unusable(array: np.ndarray) -> int | None:
+    """First row [N, ...] with a NaN, an infinity or a number beyond `LARGEST`; None when there is none."""
+    bad = unusable(array).reshape(len(array), -1).any(axis=1)
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def unusable(array: np.ndarray) -> np.ndarray:
+    """Which numbers are a NaN, an infinity or beyond `LARGEST`."""
+    # Narrower types cannot hold such a number, and the comparison would overflow.
+    return ~(np.abs(array) <= LARGEST) if array.dtype == np.float64 else ~np.isfinite(array)
+
+
 @dataclass(frozen=True)
 class Spans:
     """What is usual for each column of a dataset [N, D]."""

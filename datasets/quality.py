@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robopolicy.datasets.episodes import first_not_finite
+from robopolicy.datasets.motion import first_unusable
 from robopolicy.datasets.source import Source
 from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import ACTION
@@ -111,8 +111,8 @@ def assess(source: Source, neighbours: int = NEIGHBOURS, seed: int = 0, progress
         parts.append(_read(source, number, keys, share, seed))
     state, action, change, owner = (np.concatenate(column) for column in zip(*parts, strict=True))
     x, u = _standardised(state), _standardised(action)
-    if not u.shape[1]:
-        raise DataError(f"{source.path}: the actions never change")
+    if not u.shape[1] or not x.shape[1]:
+        raise DataError(f"{source.path}: the {'states' if u.shape[1] else 'actions'} never change")
     # The last step of an episode has no change; its neighbours cannot be compared with it either.
     inner = np.isfinite(change).all(axis=1)
     v = _standardised(change[inner])
@@ -136,9 +136,9 @@ def _read(
     """States, actions, changes of state (NaN at the last step) and the episode number, of the chosen steps."""
     arrays = source.read(number, [*keys, ACTION])
     for key, array in arrays.items():
-        step = first_not_finite(array) if array.dtype.kind == "f" else None
+        step = first_unusable(array)
         if step is not None:
-            raise DataError(f"{source.path}: episode {number}, step {step}: key {key!r} is not finite")
+            raise DataError(f"{source.path}: episode {number}, step {step}: key {key!r} holds no usable number")
     n = len(arrays[ACTION])
     state = np.concatenate([arrays[k].reshape(n, -1) for k in keys], axis=1, dtype=np.float64)
     change = np.concatenate([np.diff(state, axis=0), np.full((1, state.shape[1]), np.nan)])

@@ -168,6 +168,24 @@ def test_not_finite_values_are_named_and_the_rest_is_still_examined(tmp_path):
     assert found(path) == [("error", "not finite", 2, 11), ("warning", "duplicate", 6, None)]
 
 
+def test_numbers_whose_squares_overflow_are_damage(tmp_path):
+    features = FeatureSpec(
+        (Feature("observation.state", (2,), "float64"), Feature("action", (2,), kind="action")), 10.0
+    )
+    episodes = [e | {"observation.state": e["observation.state"].astype(np.float64)} for e in healthy()]
+    episodes[3]["observation.state"][8, 1] = -1e200
+    with np.errstate(all="raise"):
+        result = found(write(tmp_path / "d", features, episodes))
+    assert result == [("error", "not finite", 3, 8), ("info", "action space", None, None)]
+
+
+def test_cameras_alone_are_examined(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    frames[4] = 0
+    path = write(tmp_path / "d", FeatureSpec((Feature(CAMERA, (8, 8, 3), "uint8", "image"),)), [{CAMERA: frames}] * 2)
+    assert found(path) == [("warning", "camera", 0, 4), ("warning", "camera", 1, 4)]
+
+
 def test_an_unreadable_episode_is_a_finding(tmp_path):
     arrays = {
         k: np.concatenate([e[o] for e in healthy()]) for k, o in (("state", "observation.state"), ("action",) * 2)

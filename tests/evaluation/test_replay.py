@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from robopolicy.cli import main
 from robopolicy.datasets.detect import make_writer, open_source
@@ -128,10 +129,12 @@ def test_what_cannot_be_replayed_says_so(demos, tmp_path):
         replay(tmp_path / "other", progress=False)
     with pytest.raises(FeatureMismatch, match=r"needs 'observation.state'"):
         replay(tmp_path / "other", "pusht", progress=False)
-    altered(demos, tmp_path / "nan", lambda number, arrays: None)
-    action = np.load(tmp_path / "nan" / "action.npy", mmap_mode="r+")
+    action = np.full((20, 2), 200.0, np.float32)
     action[4, 0] = np.nan
-    action.flush()
+    root = zarr.open_group(str(tmp_path / "nan"), mode="w", zarr_format=2)
+    root.create_array("data/action", data=action)
+    root.create_array("data/state", data=np.full((20, 5), 100.0, np.float32))
+    root.create_array("meta/episode_ends", data=np.array([20]))
     with pytest.raises(DataError, match="episode 0, step 4: key 'action' is not finite"):
         replay(tmp_path / "nan", "pusht", progress=False)
 
