@@ -138,13 +138,13 @@ class Bag:
     ) -> Iterator[tuple[int, str, bytes]]:
         """(time of arrival in ns, topic, serialised message) in the order of arrival, within [start, stop)."""
         for reader in self._readers:
-            wanted = [c for c in reader.connections if c.topic in topics]
-            if not wanted:
-                continue
-            stream = reader.messages(wanted, start, stop)
+            # All topics: rosbags skips chunks whose index lists no wanted one, and an index may be damaged.
+            stream = reader.messages(reader.connections, start, stop)
             while True:
                 try:
                     connection, receive, data = next(stream)
+                    if connection.topic not in topics:
+                        continue
                     if not isinstance(data, bytes | memoryview) or not isinstance(receive, int) or receive < 0:
                         raise DataError("a message is not made of a time and bytes")
                     if self._message_compression:
@@ -222,6 +222,8 @@ def _open(file: Path) -> Any:
         reader.open()
         if file.suffix == ".mcap":
             _check_chunks(reader.storage, file.stat().st_size)
+        else:
+            _check_pages(file)
     except Exception as error:
         if reader.is_open:
             reader.close()
@@ -234,11 +236,31 @@ def _check_chunks(storage: Any, size: int) -> None:
     """An index that names a chunk twice, or one outside the file, would be read into memory as often."""
     last = 0
     for chunk in sorted(storage.chunks, key=lambda c: c.chunk_start_offset):
-        if chunk.chunk_start_offset < last or chunk.chunk_start_offset + chunk.chunk_length > size:
+        storage.bio.seek(chunk.chunk_start_offset)
+        head = storage.bio.read(33)
+        inside = chunk.chunk_start_offset >= last and chunk.chunk_start_offset + chunk.chunk_length <= size
+        # Times and sizes are in the index and in the chunk; messages outside the times of the index are never found.
+        declared = (
+            6,
+            chunk.chunk_length - 9,
+            chunk.message_start_time,
+            chunk.message_end_time,
+            chunk.uncompressed_size,
+        )
+        if not inside or len(head) < 33 or struct.unpack("<BQQQQ", head) != declared:
             raise DataError("the chunk index does not fit the file")
         if chunk.uncompressed_size > MAX_CHUNK or chunk.compressed_size > chunk.chunk_length:
             raise DataError(f"a chunk declares {chunk.uncompressed_size} bytes, at most {MAX_CHUNK} are read")
         last = chunk.chunk_start_offset + chunk.chunk_length
+
+
+def _check_pages(file: Path) -> None:
+    """sqlite3 does not miss pages at the end of a file until it needs them (file format, 1.3)."""
+    with file.open("rb") as stream:
+        header = stream.read(100)
+    page, pages = struct.unpack(">H", header[16:18])[0], struct.unpack(">I", header[28:32])[0]
+    if file.stat().st_size < (65536 if page == 1 else page) * pages:
+        raise DataError(f"cut off: it should have {pages} pages of {page} bytes")
 
 
 def _unzstd(data: bytes, size: int) -> bytes:
