@@ -138,6 +138,21 @@ def test_a_young_episode_is_a_shorter_window(mode):
         assert torch.allclose(chunk[:, 3], x[:, -1], atol=1e-5), length
 
 
+def test_chunks_are_given_the_executed_actions_and_no_others():
+    policy = tiny(horizon=7, n_action_steps=4, sampler=GuidedSamplerConfig("ddim", 3, past_actions="clamp"))
+    assert not policy.whole_windows
+    given, forward = [], policy.network.forward
+    policy.network.forward = lambda x, *rest: given.append(x) or forward(x, *rest)
+    observed = with_past(observation(2), 4, 2)
+    with torch.inference_mode():
+        chunk = policy.predict(observed, seeds(1, 2))
+    assert chunk.shape == (2, 7, 2)
+    for x, sigma in zip(given, policy.noise_levels().float(), strict=False):
+        clean = x * (sigma**2 + 0.25).sqrt()
+        same = torch.isclose(clean[:, :3], observed["past.action"], atol=1e-5).all(-1)
+        assert same.tolist() == [[True, True, True], [False, False, True]]
+
+
 def test_rows_of_different_age_do_not_disturb_each_other():
     policy = tiny()
     observed = with_past(observation(3), 1, 4, 2)
