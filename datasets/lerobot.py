@@ -16,7 +16,7 @@ import numpy as np
 
 from robopolicy.datasets.cache import content_digest
 from robopolicy.datasets.episodes import locate
-from robopolicy.datasets.lerobot_meta import BOOKKEEPING, Meta, Stored, inside, read_json, read_meta
+from robopolicy.datasets.lerobot_meta import BOOKKEEPING, CHECKSUMS, Meta, Stored, inside, read_json, read_meta
 from robopolicy.datasets.parquet import join_tables, open_parquet, read_parquet, to_numpy
 from robopolicy.datasets.pictures import decode_picture
 from robopolicy.datasets.source import Source, read_extension
@@ -78,6 +78,7 @@ class LeRobotSource(Source):
         self.notes += _counters(self._rows, ends, meta.fps)
         self.notes += _missing_videos(meta)
         self._columns: dict[str, np.ndarray] = {}
+        self._stamps: np.ndarray | None = None
         self._indices: dict[Path, VideoIndex] = {}
         self._starts: dict[str, np.ndarray] = {}
         self._members: dict[str, dict[Path, list[int]]] = {}
@@ -108,6 +109,15 @@ class LeRobotSource(Source):
                 values = to_numpy(table, self.path, self.features[key], self.episode_ends)
                 self._columns[key] = self._numbered(values) if key == TASK_INDEX else values
         return {k: self._columns[k] for k in keys}
+
+    def stamps(self, episode: int) -> np.ndarray | None:
+        if "timestamp" not in self._rows.present:
+            return None
+        if self._stamps is None:
+            column = Feature("timestamp", (), "float64")
+            self._stamps = to_numpy(self._rows.table(["timestamp"]), self.path, column, self.episode_ends)
+        end = int(self.episode_ends[episode])
+        return self._stamps[end - int(self.lengths[episode]) : end]
 
     def _numbered(self, values: np.ndarray) -> np.ndarray:
         """task_index as positions in `tasks`, which are the numbers themselves unless some are unused."""
@@ -157,6 +167,12 @@ class LeRobotSource(Source):
 
     def _index(self, key: str, file: Path) -> VideoIndex:
         if file not in self._indices:
+            written = self._meta.checksums.get(file.relative_to(self.path).as_posix())
+            if written is not None and content_digest(file) != written:
+                raise DataError(
+                    f"{file}: damaged or replaced: its checksum is not the one in info.json "
+                    f"(remove {CHECKSUMS!r} there to read it all the same)"
+                )
             self._indices[file] = index_video(file, self.features[key].shape)
         return self._indices[file]
 

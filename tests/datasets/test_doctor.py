@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet
 import pytest
-from dataset_files import without_checksums, write_replay_buffer
+from dataset_files import without_checksums, write_lerobot, write_replay_buffer
 from mixed import write_mixed
 from recordings import arm_features, planar_episode, write
 
@@ -248,6 +249,19 @@ def test_time_stamps():
     assert [p[2] for p in stamp_problems(np.arange(20) / 9.5, 10.0)] == ["mean rate 9.5 Hz, declared 10 Hz"]
     assert stamp_problems(np.zeros(1), 10.0) == []
     assert stamp_problems(np.array([0.0, np.nan, 0.2]), 10.0)[0][:2] == ("error", 1)
+
+
+def test_time_stamps_of_a_lerobot_dataset(tmp_path):
+    write_lerobot(tmp_path / "d", lengths=[12, 15], video=False)
+    assert "time stamps" not in [f[1] for f in found(tmp_path / "d")]
+    file = tmp_path / "d" / "data" / "chunk-000" / "file-001.parquet"
+    table = pyarrow.parquet.read_table(file)
+    place = table.schema.get_field_index("timestamp")
+    late = np.arange(15, dtype=np.float32) / 10 + np.where(np.arange(15) >= 6, 0.5, 0).astype(np.float32)
+    pyarrow.parquet.write_table(table.set_column(place, "timestamp", pyarrow.array(late)), file)
+    result = [f for f in found(tmp_path / "d") if f[1] == "time stamps"]
+    assert result[0] == ("warning", "time stamps", 1, 6)
+    assert {f[2] for f in result} == {1}
 
 
 def test_quaternion_signs(tmp_path):
