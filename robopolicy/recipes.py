@@ -156,6 +156,19 @@ def _pusht_bc() -> TrainConfig:
     return _small(BCConfig(normalization=replace(PIXELS)))
 
 
+def _blocks_beso_paper() -> TrainConfig:
+    return TrainConfig(
+        BESOConfig(process=BESOProcessConfig(sigma_min=0.05), sampler=GuidedSamplerConfig(sigma_min=0.1)),
+        "blocks",
+        DataConfig(scripted_episodes=1000, validation_fraction=0.05),
+        OptimConfig(betas=(0.9, 0.999), weight_decay=0.0, decay="step", warmup_steps=0),
+        replace(SMALL_EMA),
+        EvalConfig(4000, 50, 50),
+        steps=60_000,
+        batch_size=1024,
+    )
+
+
 def _blocks(policy: BESOConfig) -> TrainConfig:
     # The published network on the published data, but minutes of training instead of 61 million windows: no dropout,
     # smaller batches, ten times the rate.
@@ -215,6 +228,7 @@ RECIPES: dict[str, Recipe] = {
     "pusht-carp": Recipe("state, CARP: coarse-to-fine tokens in four passes", _pusht_carp),
     "pusht-goal-beso": Recipe("goal-conditioned PushT: BESO with chunks; needs --data.path", _pusht_goal_beso),
     "blocks-beso": Recipe("two blocks, goals from play: BESO, 3 steps", _blocks_beso),
+    "blocks-beso-paper": Recipe("paper: BESO block-push (GPU)", _blocks_beso_paper),
     "blocks-beso-cfg": Recipe("the same with goal dropout, for classifier-free guidance", _blocks_beso_cfg),
     "blocks-ddpm": Recipe("the same network as a 100-step DDPM", _blocks_ddpm),
     "pusht-bc": Recipe("state, behaviour-cloning MLP: the floor", _pusht_bc),

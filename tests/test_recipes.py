@@ -23,6 +23,24 @@ def test_paper_recipe_has_the_published_hyper_parameters() -> None:
     assert (image["policy"]["vision"]["crop"], image["batch_size"]) == (84, 64)
 
 
+def test_beso_paper_recipe_has_the_published_hyper_parameters() -> None:
+    config = to_dict(recipe("blocks-beso-paper"))
+    policy, optim = config["policy"], config["optim"]
+    assert (policy["n_obs_steps"], policy["horizon"], policy["n_action_steps"]) == (5, 5, 1)
+    network = policy["network"]
+    assert (network["width"], network["layers"], network["heads"]) == (240, 4, 12)
+    assert (network["attention_dropout"], network["residual_dropout"], network["embedding_dropout"]) == (0.05, 0.05, 0)
+    assert (policy["process"]["sigma_data"], policy["process"]["sigma_min"]) == (0.5, 0.05)
+    assert (policy["sampler"]["name"], policy["sampler"]["steps"], policy["sampler"]["sigma_min"]) == ("ddim", 3, 0.1)
+    assert (optim["lr"], optim["betas"], optim["weight_decay"], optim["decay"]) == (1e-4, [0.9, 0.999], 0.0, "step")
+    assert (optim["warmup_steps"], optim["clip_norm"]) == (0, 0.0)
+    assert (config["batch_size"], config["steps"]) == (1024, 60_000)
+    assert (config["ema"]["warmup"], config["ema"]["max_decay"]) == ("ratio", 0.999)
+    small, ddpm = (to_dict(recipe(n))["policy"] for n in ("blocks-beso", "blocks-ddpm"))
+    sizes = ("width", "layers", "heads")
+    assert all(small["network"][s] == network[s] == ddpm["network"][s] for s in sizes), "of equal size"
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_changing_one_recipe_changes_no_other(name: str) -> None:
     before = {n: to_dict(recipe(n)) for n in RECIPES}
