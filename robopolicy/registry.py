@@ -17,6 +17,7 @@ TASKS = {
     "pusht-goal": "robopolicy.sim.pusht_goal:PushTGoal",
     "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",
     "pusht-image": "robopolicy.sim.pusht:PushTImage",
+    "pusht-state-image": "robopolicy.sim.pusht:PushTStateImage",
 }
 EXPERTS = {
     "blocks": {"scripted": "robopolicy.sim.blocks_player:BlocksPlayer"},

@@ -219,6 +219,11 @@ class _PushT(Task):
     def _observe_scene(self) -> Observation:
         raise NotImplementedError
 
+    def _observe_block(self) -> Observation:
+        block = self.simulator.block
+        x, y = block.position
+        return {ENVIRONMENT: np.array([x, y, np.cos(block.angle), np.sin(block.angle)], dtype=np.float32)}
+
     def hold_action(self, observation: Observation) -> np.ndarray:
         return np.array(observation[STATE], dtype=np.float32)
 
@@ -373,9 +378,7 @@ class PushTState(_PushT):
     features = FeatureSpec((_AGENT, _BLOCK, _ACTION), rate_hz=10.0)
 
     def _observe_scene(self) -> Observation:
-        block = self.simulator.block
-        x, y = block.position
-        return {ENVIRONMENT: np.array([x, y, np.cos(block.angle), np.sin(block.angle)], dtype=np.float32)}
+        return self._observe_block()
 
 
 class PushTKeypoints(_PushT):
@@ -402,3 +405,13 @@ class PushTImage(_PushT):
         import pygame
 
         return super().fingerprint() | {"pygame": pygame.version.ver, "opencv": cv2.__version__}
+
+
+class PushTStateImage(PushTImage):
+    """PushT observed in both ways: agent, block pose and picture, as compositions of state and image policies need."""
+
+    name: ClassVar[str] = "pusht-state-image"
+    features = FeatureSpec((_AGENT, _BLOCK, _IMAGE, _ACTION), rate_hz=10.0)
+
+    def _observe_scene(self) -> Observation:
+        return self._observe_block() | super()._observe_scene()

@@ -65,6 +65,39 @@ def test_all_weight_on_a_parent_scores_what_the_parent_scores(
     assert scores[0] == scores[1]
 
 
+def test_state_and_image_parents_meet_on_a_task_with_both(parents: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    from robopolicy.configs import to_dict
+    from robopolicy.nn.vision import VisionConfig
+    from robopolicy.policies.diffusion import DiffusionConfig, EDMConfig, MLPConfig, SamplerConfig
+    from robopolicy.sim.pusht import PushTImage
+
+    edm = parents[1]
+    state, _ = checkpoint.load(edm)
+    config = DiffusionConfig(
+        network=MLPConfig(width=16, blocks=1),
+        process=EDMConfig(),
+        sampler=SamplerConfig("euler", 2),
+        vision=VisionConfig(crop=76),
+    )
+    image = checkpoint.build(to_dict(config), PushTImage.features).eval()
+    image.normalizer.load_state_dict(
+        {k: v for k, v in state.normalizer.state_dict().items() if "environment" not in k}
+    )
+    observation = {f.key: torch.zeros(1, 2, *f.shape, dtype=getattr(torch, f.dtype)) for f in image.features.inputs}
+    checkpoint.save(tmp_path / "image", image, "pusht-image", observation, {})
+    output = tmp_path / "both"
+    assert _run("compose", str(edm), str(tmp_path / "image"), "--output", str(output)) == 0
+    policy, about = checkpoint.load(output)
+    assert about["task"] == "pusht-state-image"
+    assert policy.features.keys() == [
+        "observation.state",
+        "observation.environment_state",
+        "observation.images.top",
+        "action",
+    ]
+    assert _run("eval", str(output), "--episodes", "1", "--videos", "0") == 0
+
+
 def test_search_writes_a_report_with_disjoint_seeds(
     parents: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,18 +158,19 @@ def _with_sampler(composed: Any, args: SamplerArgs) -> Any:
 
 
 def _task(wanted: str | None, tasks: list[str], composed: Any) -> str:
-    """The task that offers all inputs of the composition: the one asked for, or else one of the parents'."""
-    from robopolicy.registry import task_class
+    """The task that offers all inputs of the composition: the one asked for, one of the parents', or a variant."""
+    from robopolicy.registry import task_class, task_names
 
     if wanted is not None:
         composed.features.require(task_class(wanted).features, "composition", f"task {wanted!r}")
         return wanted
     lines: list[str] = []
-    for task in dict.fromkeys(tasks):
+    families = {t.split("-")[0] for t in tasks}
+    for task in dict.fromkeys([*tasks, *(n for n in task_names() if n.split("-")[0] in families)]):
         missing = composed.features.compare(task_class(task).features, "composition", f"task {task!r}")
         if not missing:
             return task
-        lines += missing
+        lines += missing if task in tasks else []
     raise RobopolicyError(f"none of the checkpoints' tasks has all inputs; name one with --task: {'; '.join(lines)}")
 
 
