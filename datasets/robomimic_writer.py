@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from robopolicy.datasets.hdf5_disk import Disk
 from robopolicy.datasets.masks import MASKS, read_masks
 from robopolicy.datasets.robomimic_env import UNKNOWN_ENV
 from robopolicy.datasets.robomimic_hdf5 import EPISODES, FIXED, MASK_NAME, SAVED, dataset_name, stored_dtype
@@ -52,11 +53,13 @@ class RobomimicWriter(DatasetWriter):
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise DataError(f"{self.path}: two keys of {features.keys()} would share {twice[0]}")
+        self._disk: Disk | None = None
         self._file: Any = None
 
     def _start(self) -> None:
-        with _system_errors():
-            self._file = _create(self.folder / DATA_FILE)
+        with self._writing():
+            self._disk = Disk(self.folder / DATA_FILE)
+            self._file = _create(self._disk)
             self._group("data")
 
     def _group(self, name: str) -> Any:
@@ -68,7 +71,7 @@ class RobomimicWriter(DatasetWriter):
         return h5py.Group(h5py.h5g.create(self._file.id, name.encode(), gcpl=properties))
 
     def _append(self, episode: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
-        with _system_errors():
+        with self._writing():
             name = f"data/demo_{self.n_episodes}"
             demo = self._group(name)
             self._group(f"{name}/obs")
@@ -102,7 +105,7 @@ class RobomimicWriter(DatasetWriter):
         masks = read_masks(self.path, metadata, self.n_episodes)
         metadata.pop(MASKS, None)
         described = extension(self.features, self.tasks, self.fingerprint, metadata) | {EPISODES: self.n_episodes}
-        with _system_errors():
+        with self._writing():
             data = self._file["data"]
             data.attrs["total"] = self.n_steps
             data.attrs["env_args"] = json.dumps(env_args)
@@ -114,33 +117,41 @@ class RobomimicWriter(DatasetWriter):
                         raise DataError(f"{self.path}: mask {name!r} should be letters, digits, '.', '_' and '-'")
                     if numbers:
                         group.create_dataset(name, data=np.array([f"demo_{n}" for n in numbers], dtype="S"))
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
             self._file.close()
+        if self._disk is not None:
+            self._disk.close()
 
     def _abandon(self) -> None:
-        if self._file is not None:
-            # Closing flushes, which fails again on a full disk.
-            with contextlib.suppress(Exception):
-                self._file.close()
+        with contextlib.suppress(Exception):
+            self._close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises the error of the disk, of which HDF5 is not told."""
+        try:
+            yield
+        except Exception as error:
+            if self._disk is not None and self._disk.error is not None:
+                raise self._disk.error from error
+            raise
+        if self._disk is not None and self._disk.error is not None:
+            raise self._disk.error
 
 
-def _create(path: Path) -> Any:
+def _create(disk: Disk) -> Any:
     """A new file in the format of HDF5 1.10: readable by every robomimic, and with checksums in its structure."""
     import h5py
 
     access, creation = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.FILE_CREATE)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, disk)
     creation.set_obj_track_times(False)
-    return h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_EXCL, creation, access))
-
-
-@contextmanager
-def _system_errors() -> Iterator[None]:
-    """HDF5 reports a full disk also as a RuntimeError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+    return h5py.File(h5py.h5f.create(b"dataset", h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def _write_attributes(demo: Any, attributes: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -386,3 +388,24 @@ def test_the_extension_is_compared_with_the_file(tmp_path: Path) -> None:
         file["data"].attrs["robopolicy"] = json.dumps(said)
     with pytest.raises(DataError, match=r"obs/state should be float32 \[7, 4\], found float32 \[7, 3\]"):
         open_source(path)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    # In a process of its own, because HDF5 left to itself ends it with a segmentation fault.
+    code = f"""
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import h5py
+from mixed import write_mixed
+from robopolicy.errors import DataError
+for limit in (100, 30_000, 80_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        write_mixed(Path({str(tmp_path / "full.hdf5")!r}), "robomimic")
+    except DataError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("full.hdf5: cannot be written (File too large); nothing was kept") == 3
+    assert list(tmp_path.iterdir()) == []
