@@ -175,6 +175,13 @@ class FeatureReader:
         self.finish(value.array)
 
     def _value(self, message: Any) -> messages.Value:
+        try:
+            return self._select(message)
+        except (AttributeError, TypeError, ValueError, LookupError, OverflowError) as error:
+            # Definitions in a bag may give a known type other fields.
+            raise DataError(f"{type(message).__name__}: {type(error).__name__}: {error}") from error
+
+    def _select(self, message: Any) -> messages.Value:
         if self.is_image:
             if not messages.is_image(message):
                 raise DataError(f"{type(message).__name__} is not an image")
@@ -204,12 +211,13 @@ class FeatureReader:
             raise DataError(f"feature {self.key!r}: shape {list(array.shape)}, expected {list(shape)}")
         array = array.reshape(shape)
         if dtype.kind in "iub" and array.dtype != dtype:
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore"):  # What does not fit is found below.
                 cast = array.astype(dtype)
             if not np.array_equal(cast.astype(array.dtype), array):
                 raise DataError(f"feature {self.key!r}: {array.ravel()[:4]} are not {dtype.name} values")
             return cast
-        return array.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # Infinity is refused where it matters, when data are written or trained on.
+            return array.astype(dtype, copy=False)
 
 
 _DEFAULT_FIELDS = (

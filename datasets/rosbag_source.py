@@ -309,13 +309,14 @@ class RosbagSource(Source):
         except ValueError as error:
             raise DataError(f"{path}: the {EXTENSION!r} metadata of its bags are not JSON ({error})") from error
         carried, tasks, fingerprint, metadata = read_extension(path, data)
-        if sorted(carried.keys()) != sorted(features.keys()):
-            raise DataError(f"{path}: the bags describe {carried.keys()}, their contract {features.keys()}")
-        for feature in carried:
-            if feature != features[feature.key]:
-                raise DataError(
-                    f"{path}: feature {feature.key!r} is {feature}, by the contract {features[feature.key]}"
-                )
+        differing = [k for k in {*carried.keys(), *features.keys()} if k not in carried or k not in features]
+        differing += [f.key for f in carried if f.key in features and f != features[f.key]]
+        if differing:
+            lines = carried.select([k for k in differing if k in carried]).compare(
+                features, "the bags", "the contract"
+            )
+            text = "; ".join(lines) or f"{sorted(differing)} are not described alike"
+            raise DataError(f"{path}: the bags carry features other than those of the contract: {text}")
         if not set(used) <= set(tasks):
             raise DataError(f"{path}: instructions {sorted(set(used) - set(tasks))} are not in the table of its bags")
         return carried, tasks, fingerprint, metadata
