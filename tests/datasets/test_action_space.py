@@ -73,8 +73,9 @@ def test_velocity_states_do_not_make_delta_actions_absolute():
     actions = smooth(rng, 300, 2)
     position = np.concatenate([np.zeros((1, 2)), np.cumsum(actions, axis=0)[:-1]])
     velocity = np.concatenate([np.zeros((1, 2)), actions[:-1]])
-    found = guess_action_space(signals(actions, np.concatenate([position, velocity], axis=1), [300]))
-    assert guessed(found, "mode").value == "delta"
+    found = guessed(guess_action_space(signals(actions, np.concatenate([position, velocity], axis=1), [300])), "mode")
+    assert found.value == "delta"
+    assert found.confidence > 0.85
 
 
 def test_noise_says_nothing():
@@ -115,6 +116,12 @@ def test_rotation_groups_and_quaternion_order():
     )
     found = [(g.start, g.stop, g.kind) for g in rotation_groups(table)]
     assert found == [(3, 7, "quat_wxyz"), (7, 13, "rot6d"), (13, 17, "quat_xyzw")]
+    axis = np.random.default_rng(5).normal(size=(400, 3))
+    canonical = quaternion(1.75 * axis / np.linalg.norm(axis, axis=1, keepdims=True))
+    for order, columns in (("quat_wxyz", canonical), ("quat_xyzw", np.roll(canonical, -1, axis=1))):
+        kind, confidence, _ = quaternion_order(columns)
+        assert kind == order, "the real part alone is never negative"
+        assert confidence > 0.6
     down = quaternion(np.array([np.pi, 0, 0]) + 0.2 * smooth(rng, 200, 3))
     assert quaternion_order(down)[1] < 0.6, "a gripper that points down does not show the order"
 
