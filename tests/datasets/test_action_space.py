@@ -117,7 +117,7 @@ def test_rotation_groups_and_quaternion_order():
     found = [(g.start, g.stop, g.kind) for g in rotation_groups(table)]
     assert found == [(3, 7, "quat_wxyz"), (7, 13, "rot6d"), (13, 17, "quat_xyzw")]
     axis = np.random.default_rng(5).normal(size=(400, 3))
-    canonical = quaternion(1.75 * axis / np.linalg.norm(axis, axis=1, keepdims=True))
+    canonical = quaternion(np.linspace(1.5, 2.0, 400)[:, None] * axis / np.linalg.norm(axis, axis=1, keepdims=True))
     for order, columns in (("quat_wxyz", canonical), ("quat_xyzw", np.roll(canonical, -1, axis=1))):
         kind, confidence, _ = quaternion_order(columns)
         assert kind == order, "the real part alone is never negative"
