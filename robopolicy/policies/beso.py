@@ -335,13 +335,13 @@ class BESOPolicy(DiffusionPolicy):
         denoiser = self.denoiser(observation)
         x = self.process.initial(shape, float(sigmas[0]), generator, self.device)
         if "past.action" in observation:
-            x, denoiser = self._with_past(observation, x, denoiser, generator)
+            x, denoiser = self.with_past(observation, x, denoiser, generator)
         sample = sampler(self.config.sampler.name)
         chunk = sample(denoiser, x, sigmas, noise=lambda: randn(shape, generator, self.device))
         chunk = torch.minimum(torch.maximum(chunk, self.action_bounds[0]), self.action_bounds[1])
         return self.normalizer.unnormalize("action", chunk)
 
-    def _with_past(
+    def with_past(
         self, observation: Batch, x: Tensor, denoiser: Denoiser, generator: Generators
     ) -> tuple[Tensor, Denoiser]:
         """The start x with the executed actions in their rows, and a denoiser that keeps them there when asked to."""

@@ -94,10 +94,10 @@ class ComposedPolicy(Policy):
         self.parents = nn.ModuleList(parents)
         self.active = [i for i, w in enumerate(config.weights) if w > 0]
         """Numbers of the parents with weight."""
-        if len(self.active) == 1:
-            # The runner must give a single parent all that it would get by itself.
-            self.uses_past_actions = parents[self.active[0]].uses_past_actions  # type: ignore[misc]
-        else:
+        # Executed actions are given back to parents that condition on them, if all of them do.
+        uses_past = all(parents[i].uses_past_actions for i in self.active)
+        self.uses_past_actions = uses_past  # type: ignore[misc]
+        if len(self.active) > 1:
             sampler(config.sampler.name)
             _check_ancestral(config)
             self.noise_levels()
@@ -165,7 +165,10 @@ class ComposedPolicy(Policy):
 
     def denoiser(self, observation: Batch) -> Denoiser:
         """The convex composition of the parents' D(x, sigma) in normalised units, clipped once."""
-        each, shares, clip = self.denoisers(observation), self.row_shares(), self.config.clip
+        return self._mean(self.denoisers(observation))
+
+    def _mean(self, each: Sequence[Denoiser]) -> Denoiser:
+        shares, clip = self.row_shares(), self.config.clip
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             total = torch.zeros_like(x)
@@ -207,18 +210,21 @@ class ComposedPolicy(Policy):
             return chunk
         config, sigmas = self.config, self.noise_levels()
         shape = (len(next(iter(observation.values()))), config.horizon, self.action_dim)
-        x = self._initial(shape, float(sigmas[0]), generator)
+        x, each = self._initial(shape, float(sigmas[0]), generator), self.denoisers(observation)
+        if "past.action" in observation and self.uses_past_actions:
+            for row, i in enumerate(self.active):
+                x, each[row] = self._parent(i).with_past(self.observation_of(i, observation), x, each[row], generator)
 
         def noise() -> Tensor:
             return randn(shape, generator, self.device)
 
         if config.operator == "convex":
-            chunk = sampler(config.sampler.name)(self.denoiser(observation), x, sigmas, noise=noise)
+            chunk = sampler(config.sampler.name)(self._mean(each), x, sigmas, noise=noise)
         else:
             _check_ancestral(config)
             shares = [config.weights[i] for i in self.active]
             mixing = mix_and if config.operator == "and" else mix_or(config.temperature, shares)
-            chunk = superpose(self.denoisers(observation), x, sigmas, noise, mixing, config.clip)
+            chunk = superpose(each, x, sigmas, noise, mixing, config.clip)
         return self._parent(self.active[0]).normalizer.unnormalize(ACTION, chunk)
 
     def golden(self, observation: Batch, generator: torch.Generator) -> Tensor:

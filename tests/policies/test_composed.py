@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 from composition import ExactPolicy, Mixture, exact_parent, fitted, spec_of, state, wasserstein
-from toys import SPEC, STATE, make
+from toys import MLP, SPEC, STATE, make
 
+from robopolicy.configs import to_dict
 from robopolicy.diffusion.processes import EDM, VP, Flow, NoiseProcess
 from robopolicy.diffusion.samplers import euler, heun
 from robopolicy.diffusion.schedules import karras
 from robopolicy.errors import RobopolicyError
 from robopolicy.features import Control, Feature, FeatureSpec
 from robopolicy.policies.base import Policy
+from robopolicy.policies.beso import BESOConfig, GPTConfig, GuidedSamplerConfig
 from robopolicy.policies.composed import TERMINAL_SIGNAL, check_terminal_signal, compose
-from robopolicy.policies.diffusion import SamplerConfig
+from robopolicy.policies.diffusion import DiffusionConfig, EDMConfig, SamplerConfig
 from robopolicy.training import checkpoint
 
 LEFT = Mixture([0.3, 0.7], [[-0.6], [0.5]], [0.02, 0.04])
@@ -153,6 +155,26 @@ def _random(name: str, seed: int, sampler: SamplerConfig | None = None) -> Polic
     if sampler is not None:
         policy.config.sampler = sampler
     return policy
+
+
+def make_beso(past_actions: str) -> Policy:
+    """A small BESO without a goal; its window of three steps is its chunk."""
+    sizes = {"n_obs_steps": 3, "horizon": 3, "n_action_steps": 1}
+    network = GPTConfig(width=16, layers=1, heads=2, attention_dropout=0.0, residual_dropout=0.0)
+    sampler = GuidedSamplerConfig(past_actions=past_actions)  # type: ignore[arg-type]
+    policy = checkpoint.build(to_dict(BESOConfig(**sizes, network=network, sampler=sampler)), SPEC)  # type: ignore[arg-type]
+    policy.normalizer.load_state_dict(fitted(SPEC).state_dict())
+    for number, parameter in enumerate(policy.network.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=_generator(number))
+    return policy.eval()
+
+
+def _random_like(parent: Policy) -> Policy:
+    """A diffusion policy with the windows of `parent`."""
+    config = DiffusionConfig(n_obs_steps=3, horizon=3, n_action_steps=1, network=MLP, process=EDMConfig())
+    policy = checkpoint.build(to_dict(config), SPEC)
+    policy.normalizer.load_state_dict(parent.normalizer.state_dict())
+    return policy.eval()
 
 
 OBSERVATION = {"observation.state": torch.rand(3, 2, 2, generator=_generator(9))}
@@ -377,6 +399,29 @@ def test_the_weighted_loss_trains_both_parents() -> None:
     assert parts["parent_0"].item() == a.loss(batch, g)[0].item()
     loss.backward()
     assert all(any(p.grad is not None for p in parent.parameters()) for parent in (a, b))
+
+
+@pytest.mark.parametrize("mode", ["drift", "clamp", "noised"])
+def test_executed_actions_reach_parents_that_condition_on_them(mode: str) -> None:
+    """BESO's context: the composition of one policy with itself is that policy, and a different past shows."""
+    parent = make_beso(past_actions=mode)
+    g = _generator(3)
+    seen = {
+        "observation.state": torch.randn(2, 3, 2, generator=g),
+        "past.action": torch.rand(2, 2, 2, generator=g) - 0.5,
+        "past.length": torch.tensor([3, 2]),
+    }
+    composed = compose([parent, parent], (0.4, 0.6))
+    assert composed.uses_past_actions
+    assert not compose([parent, _random_like(parent)]).uses_past_actions
+    with torch.inference_mode():
+        other = seen | {"past.action": -seen["past.action"]}
+        found = composed.predict(seen, _generator(5))
+        alone = compose([parent, parent], (1, 0)).predict(seen, _generator(5))
+        assert torch.equal(alone, parent.predict(seen, _generator(5)))
+        if mode != "noised":  # which draws noise once per parent
+            assert torch.allclose(found, parent.predict(seen, _generator(5)), atol=1e-5)
+        assert not torch.allclose(found, composed.predict(other, _generator(5)), atol=1e-4)
 
 
 def test_complementary_experts_do_better_together_and_a_useless_one_only_harms() -> None:
