@@ -39,15 +39,17 @@ def convert(
     skip_bad: bool = False,
     options: dict[str, Any] | None = None,
     progress: bool = True,
+    contract: Path | None = None,
 ) -> Conversion:
     """Writes the episodes of the datasets at `paths`, one dataset after the other, as one dataset of format `to`.
 
     `keys` limits what is written; `episodes` gives the episode numbers per dataset (all by default). A damaged episode
     is an error that leaves no output, or with `skip_bad` is left out and named in the notes. Several datasets must
-    agree in their features; their instructions are joined. `options` go to the writer of the format.
+    agree in their features; their instructions are joined. `options` go to the writer of the format;
+    `contract` is for ROS 2 recordings, see `open_source`.
     """
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_source(p)) for p in paths]
+        sources = [stack.enter_context(open_source(p, contract)) for p in paths]
         return write_sources(
             sources, output, to, keys=keys, episodes=episodes, skip_bad=skip_bad, options=options, progress=progress
         )

@@ -101,16 +101,19 @@ def dataset_format(path: Path) -> str | None:
     return next((name for name, f in FORMATS.items() if _load(f.check)(path)), None)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, contract: Path | None = None) -> Source:
     """The dataset at `path`, in whichever supported format it is, ready to be read episode by episode.
 
-    A path that does not exist may be the name of a fetched dataset of the catalog. Raises DataError for anything
-    missing, damaged or unknown.
+    `contract` is for ROS 2 recordings that have none of their own, or should be read by another one. A path that
+    does not exist may be the name of a fetched dataset of the catalog. Raises DataError for anything missing, damaged
+    or unknown.
     """
     path = _existing(Path(path).expanduser())
     found = dataset_format(path)
     if found is not None:
-        return _load(FORMATS[found].source)(path)
+        if contract is not None and not found.startswith("rosbag2"):
+            raise DataError(f"{path}: only ROS 2 recordings are read by a contract, this is a {FORMATS[found].title}")
+        return _load(FORMATS[found].source)(path, *([contract] if contract is not None else []))
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and dataset_format(p)) if path.is_dir() else []
     hint = f"; inside it there is {', '.join(inside)}" if inside else ""
     looked = ", ".join(f"{f.recognised_by} ({f.title})" for f in FORMATS.values())

@@ -311,7 +311,7 @@ class RosbagSource(Source):
         carried, tasks, fingerprint, metadata = read_extension(path, data)
         differing = [k for k in {*carried.keys(), *features.keys()} if k not in carried or k not in features]
         differing += [f.key for f in carried if f.key in features and f != features[f.key]]
-        if differing:
+        if differing or carried.rate_hz not in (None, features.rate_hz):
             lines = carried.select([k for k in differing if k in carried]).compare(
                 features, "the bags", "the contract"
             )

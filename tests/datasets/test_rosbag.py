@@ -115,6 +115,23 @@ def test_without_a_contract_there_is_a_hint_and_the_draft_reads_the_bag(
     assert len(episode["action"]) == 11
 
 
+def test_bags_convert_by_a_contract_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bag(tmp_path / "bags" / "a", recording(), "sqlite3")
+    write_bag(tmp_path / "bags" / "b", [m for m in recording() if m[1] != "/camera"], "sqlite3")
+    (tmp_path / "c.yaml").write_text(CONTRACT)
+    output = tmp_path / "store"
+    main(["data", "convert", str(tmp_path / "bags"), "--output", str(output), "--contract", str(tmp_path / "c.yaml")])
+    said = capsys.readouterr().out
+    assert "note:" in said
+    assert "b, episode 0 skipped: no messages of /camera" in said
+    assert "1 episodes, 11 steps" in said
+    with open_source(output) as source:
+        check_recording(source.read(0, source.features.keys()))
+        assert "contract_hash" in source.metadata
+    with pytest.raises(DataError, match="only ROS 2 recordings"):
+        open_source(output, tmp_path / "c.yaml")
+
+
 def test_the_report_is_json_and_info_shows_the_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = [m for m in recording() if not (m[1] == "/camera" and START + 300 * MS < m[0] < START + 900 * MS)]
     path = write_folder(tmp_path / "d", recording(), bad)

@@ -21,6 +21,8 @@ class ConvertArgs:
     """Format: episodes, zarr, lerobot, ... An unknown name lists them."""
     keys: tuple[str, ...] = ()
     """Keys to keep; all by default."""
+    contract: Path | None = None
+    """ROS 2 recordings: the contract to read them by, when it is not beside them."""
     skip_bad: bool = False
     """Leave damaged episodes out and name them, instead of stopping."""
     video: bool | None = None
@@ -39,7 +41,15 @@ def run(arguments: list[str]) -> None:
     from robopolicy.datasets.convert import convert
 
     options = {n: v for n in ("video", "codec", "fps") if (v := getattr(args, n)) is not None}
-    done = convert(args.paths, args.output, args.to, keys=args.keys or None, skip_bad=args.skip_bad, options=options)
+    done = convert(
+        args.paths,
+        args.output,
+        args.to,
+        keys=args.keys or None,
+        skip_bad=args.skip_bad,
+        options=options,
+        contract=args.contract,
+    )
     for note in done.notes:
         print(f"note: {note}")
     print(f"{done.path}: {done.n_episodes} episodes, {done.n_steps:,} steps as {args.to}")
