@@ -57,8 +57,14 @@ def cached_array(
     return images
 
 
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def content_digest(file: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits, remembered beside the cached images until its size or time changes."""
+    """`file_digest`, remembered beside the cached images until its size or time changes."""
     try:
         status = file.stat()
         name = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
@@ -67,8 +73,7 @@ def content_digest(file: Path) -> str:
             known = note.read_text()
             if re.fullmatch("[0-9a-f]{64}", known):
                 return known
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = file_digest(file)
     except OSError as error:
         raise DataError(f"{file}: unreadable ({error.strerror or error})") from error
     # Without the note the next run only takes longer.

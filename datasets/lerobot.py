@@ -90,15 +90,12 @@ class LeRobotSource(Source):
         low = [k for k in keys if self.features[k].kind != "image"]
         found = {k: v[start : start + count] for k, v in self.columns(low).items()}
         images = [k for k in keys if self.features[k].kind == "image"]
-        try:
-            if len(images) > 1:
-                # Decoders work outside the interpreter lock, each camera has its own.
-                with ThreadPoolExecutor(len(images)) as pool:
-                    found |= zip(images, pool.map(lambda k: self._images(k, episode, 0, count), images), strict=True)
-            else:
-                found |= {k: self._images(k, episode, 0, count) for k in images}
-        except DataError as error:
-            raise DataError(f"episode {episode}: {error}") from error
+        if len(images) > 1:
+            # Decoders work outside the interpreter lock, each camera has its own.
+            with ThreadPoolExecutor(len(images)) as pool:
+                found |= zip(images, pool.map(lambda k: self._images(k, episode, 0, count), images), strict=True)
+        else:
+            found |= {k: self._images(k, episode, 0, count) for k in images}
         return {key: found[key] for key in keys}
 
     def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -146,16 +143,29 @@ class LeRobotSource(Source):
 
     def _images(self, key: str, episode: int, first: int, count: int) -> np.ndarray:
         """`count` frames of one episode from step `first` on, [count, height, width, C]."""
-        if self._meta.stored[key].dtype == "image":
-            start = int(self.episode_ends[episode] - self.lengths[episode]) + first
-            return self._rows.pictures(self.features[key], start, count)
-        file = self._file(key, episode)
-        reader = self._readers.get(key)
-        if reader is None or reader.file != file:
-            if reader is not None:
-                reader.close()
-            self._readers[key] = reader = VideoReader(file, self.features[key].shape, self._index(key, file))
-        return reader.read(self._start(key, episode) + first, count)
+        with self._naming(episode):
+            if self._meta.stored[key].dtype == "image":
+                start = int(self.episode_ends[episode] - self.lengths[episode]) + first
+                return self._rows.pictures(self.features[key], start, count)
+            file = self._file(key, episode)
+            reader = self._readers.get(key)
+            if reader is None or reader.file != file:
+                if reader is not None:
+                    reader.close()
+                self._readers[key] = reader = VideoReader(file, self.features[key].shape, self._index(key, file))
+            return reader.read(self._start(key, episode) + first, count)
+
+    @contextlib.contextmanager
+    def _naming(self, episode: int) -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.path}: episode {episode}: {error}") from error
+
+    def _place(self, key: str, episode: int) -> tuple[Path, int]:
+        """The video file of an episode and the number of its first frame there."""
+        with self._naming(episode):
+            return self._file(key, episode), self._start(key, episode)
 
     def _file(self, key: str, episode: int) -> Path:
         if key not in self._meta.videos:
@@ -218,21 +228,19 @@ class LeRobotSource(Source):
             yield from super().image_blocks(key)
             return
         runs: list[tuple[Path, int, int]] = []
+        for episode, count in enumerate(self.lengths.tolist()):
+            file, start = self._place(key, episode)
+            if runs and runs[-1][0] == file and sum(runs[-1][1:]) == start:
+                runs[-1] = (file, runs[-1][1], runs[-1][2] + count)
+            else:
+                runs.append((file, start, count))
         row = 0
         try:
-            for episode, count in enumerate(self.lengths.tolist()):
-                file, start = self._file(key, episode), self._start(key, episode)
-                if runs and runs[-1][0] == file and sum(runs[-1][1:]) == start:
-                    runs[-1] = (file, runs[-1][1], runs[-1][2] + count)
-                else:
-                    runs.append((file, start, count))
-                row += count
-            row = 0
             for block in decode_runs(runs, self.features[key].shape, lambda file: self._index(key, file)):
                 yield block
                 row += len(block)
         except DataError as error:
-            raise DataError(f"{locate(self.episode_ends, row)} or later: {error}") from error
+            raise DataError(f"{self.path}: {locate(self.episode_ends, row)} or later: {error}") from error
 
     def identity(self, key: str) -> str:
         """Covers every byte of the files that hold the key, and which of their frames belong to which episode."""
@@ -243,8 +251,10 @@ class LeRobotSource(Source):
             files = self._rows.files
             digest.update(key.encode())
         else:
-            files = list(dict.fromkeys(self._file(key, e) for e in range(self.n_episodes)))
-            digest.update(np.array([self._start(key, e) for e in range(self.n_episodes)]).tobytes())
+            places = [self._place(key, e) for e in range(self.n_episodes)]
+            files = list(dict.fromkeys(file for file, _ in places))
+            numbers = {file: n for n, file in enumerate(files)}
+            digest.update(np.array([(numbers[file], start) for file, start in places]).tobytes())
         for file in files:
             digest.update(content_digest(file).encode())
         return digest.hexdigest()[:32]

@@ -36,6 +36,8 @@ NUMERIC = (
     "uint32",
     "uint64",
 )
+CHECKSUMS = "checksums"
+"""Name, beside our own metadata, of the SHA-256 of the video files."""
 MAX_SIDE = 8192
 """Largest height and width of an image or a video."""
 MAX_FPS = 1e5
@@ -82,6 +84,8 @@ class Meta:
     attributes: list[str] = field(default_factory=list)
     """JSON of each episode, when this package wrote the dataset."""
     extension: Any = None
+    checksums: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by path in the dataset, when this package wrote it."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -102,6 +106,8 @@ def read_meta(path: Path) -> Meta:
         {},
         extension=info.get(EXTENSION),
     )
+    if isinstance(meta.extension, dict) and isinstance(meta.extension.get(CHECKSUMS), dict):
+        meta.checksums = {str(k): str(v) for k, v in meta.extension[CHECKSUMS].items()}
     for key, entry in info["features"].items():
         if key not in BOOKKEEPING:
             stored = _stored(file, key, entry)

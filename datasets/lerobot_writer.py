@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from robopolicy.datasets.lerobot_meta import BOOKKEEPING, MAX_FPS, MAX_SIDE, NUMERIC
+from robopolicy.datasets.cache import file_digest
+from robopolicy.datasets.lerobot_meta import BOOKKEEPING, CHECKSUMS, MAX_FPS, MAX_SIDE, NUMERIC
 from robopolicy.datasets.lerobot_stats import QUANTILES, Stats, as_lists, image_stats, merge_stats, number_stats
 from robopolicy.datasets.pictures import MODES, encode_png
 from robopolicy.datasets.source import EXTENSION, extension
@@ -257,6 +258,10 @@ class LeRobotWriter(DatasetWriter):
         for name, dtype in (("timestamp", "float32"), *((n, "int64") for n in (*BOOKKEEPING[:3], TASK_INDEX))):
             described[name] = {"dtype": dtype, "shape": [1], "names": None}
         tasks = self.tasks if TASK_INDEX in self.features else ()
+        ours = extension(self.features, tasks, self.fingerprint, self.metadata)
+        # Parquet pages have checksums of their own, video has none and mostly decodes in spite of wrong bits.
+        files = sorted((self.folder / "videos").rglob("*.mp4"))
+        ours[CHECKSUMS] = {f.relative_to(self.folder).as_posix(): file_digest(f) for f in files}
         return {
             "codebase_version": self.version,
             "robot_type": None,
@@ -269,7 +274,7 @@ class LeRobotWriter(DatasetWriter):
             "data_path": data,
             "video_path": video if self._videos else None,
             "features": described,
-            EXTENSION: extension(self.features, tasks, self.fingerprint, self.metadata),
+            EXTENSION: ours,
         }
 
     def _describe(self, feature: Feature, fps: float) -> dict[str, Any]:

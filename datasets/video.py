@@ -123,6 +123,7 @@ class VideoReader:
             )
         at = self._next
         self._next = len(self.index.stamps) + 1  # After an error, whatever comes next is sought.
+        number = start - 1
         try:
             out = np.empty((count, *self.shape), np.uint8)
             number, frame = self._advance(start, at)
@@ -133,7 +134,7 @@ class VideoReader:
                     raise DataError(f"{self.file}: frame {start + k} does not decode")
                 self._copy(frame, out[k])
         except _failures() as error:
-            raise DataError(f"{self.file}: frame {start} or one after it does not decode ({error})") from error
+            raise DataError(f"{self.file}: frame {number + 1} does not decode ({error})") from error
         self._next = start + count
         return out
 

@@ -7,6 +7,14 @@ from dataset_files import FEATURES, LENGTHS, make_arrays, pusht_arrays, write_re
 from robopolicy.datasets.episodes import Episodes
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is left in the cache of the user who runs the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ROBOPOLICY_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def memory() -> Episodes:
     arrays, ends = make_arrays()
