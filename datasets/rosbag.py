@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from robopolicy.datasets.untrusted import parse_yaml, read_text
 from robopolicy.errors import DataError
 
 METADATA = "metadata.yaml"
@@ -19,6 +20,8 @@ SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
 MAX_METADATA = 16 << 20
 MAX_CHUNK = 512 << 20
 """Bytes of one decompressed chunk or message."""
+MAX_PADDING = 64
+"""Bytes after a message; rmw_fastrtps aligns even the elements of empty sequences when it computes a size."""
 MAX_DEFINITION = 256 << 10
 MAX_ARRAY = 1 << 16
 """Elements of a fixed-size array in a message definition; rosbags generates code for each of nested ones."""
@@ -94,13 +97,9 @@ class Bag:
                 )
 
     def _read_metadata(self) -> list[Path]:
-        import yaml
-
         file = self.path / METADATA
         try:
-            if file.stat().st_size > MAX_METADATA:
-                raise DataError(f"{file}: larger than {MAX_METADATA} bytes")
-            information = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            information = parse_yaml(read_text(file, MAX_METADATA), file)
             data = information["rosbag2_bagfile_information"]
             names = [str(name) for name in data["relative_file_paths"]]
             version, mode = int(data["version"]), str(data.get("compression_mode") or "none").lower()
@@ -111,7 +110,7 @@ class Bag:
                 self._declared[topic] = self._declared.get(topic, 0) + int(entry["message_count"])
         except DataError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(f"{file}: damaged ({text[:200]})") from error
         if version > 9:
@@ -168,10 +167,17 @@ class Bag:
 
     def decode(self, topic: str, data: bytes) -> Any:
         """The message object."""
+        store = self._typestore(topic)
         try:
-            return self._typestore(topic).deserialize_cdr(data, self.topics[topic])
-        except DataError:
-            raise
+            if data[:2] not in (b"\0\0", b"\0\1"):
+                raise DataError("it does not begin as CDR does")
+            # Not store.deserialize_cdr: that refuses the padding with which ROS rounds the size of a message up.
+            known = store.get_msgdef(self.topics[topic])
+            read = known.deserialize_cdr_le if data[1] else known.deserialize_cdr_be
+            message, end = read(memoryview(data)[4:], 0, known.cls, store)
+            if not 0 <= len(data) - 4 - end <= MAX_PADDING:
+                raise DataError(f"it has {len(data)} bytes, {end + 4} are read")
+            return message
         except Exception as error:  # Generated code on damaged bytes raises many kinds.
             raise DataError(f"{self.path}: a {self.topics[topic]} of {topic} is damaged ({_text(error)})") from error
 

@@ -204,6 +204,17 @@ def test_the_name_of_a_type_cannot_carry_code(tmp_path: Path) -> None:
         rosbag._collect("lab/msg/Own", parsed, {}, ())
 
 
+def test_padding_after_a_message_is_ignored_but_not_more(tmp_path: Path) -> None:
+    # rclpy 9.1 serialises a JointState without velocities to 8 bytes more than its contents.
+    path = write_folder(tmp_path / "d", recording())
+    with rosbag.Bag(path / "bag_0") as bag:
+        _, topic, data = next(bag.messages(["/joint_states"]))
+        assert bag.decode(topic, data + bytes(8)).name == ["a", "b"]
+        for bad in (data + bytes(100), data[:-8], data[:3], b"\x01" + data[1:]):
+            with pytest.raises(DataError, match=r"bag_0: a sensor_msgs/msg/JointState of /joint_states is damaged"):
+                bag.decode(topic, bad)
+
+
 def test_constants_of_custom_messages_do_no_harm(tmp_path: Path) -> None:
     store = get_typestore(Stores.ROS2_HUMBLE)
     store.register(get_types_from_msg('string WORD="a\\"b"\nint32 N=5\nfloat64 value\n', "lab/msg/Own"))
