@@ -34,7 +34,7 @@ NEIGHBOURS = 10
 MAX_STEPS = 100_000
 """Steps that are compared; of larger datasets a random share of every episode, at least `LEAST_STEPS` of each."""
 LEAST_STEPS = 10
-PRINCIPAL = 16
+PRINCIPAL = 10
 """Dimensions in which neighbours are looked for; more would take long and find nothing nearer."""
 WIDEST = 4096
 """Neighbours looked at to find k of other episodes; a step with fewer takes those it has."""
