@@ -76,6 +76,17 @@ def child(group: Any, name: str, kind: str) -> Any:
         return found
 
 
+def members(group: Any) -> list[str]:
+    """The names within a group."""
+    where = f"{group.file.filename}: {group.name}"
+    with damage(where):
+        names = list(group)
+    # h5py gives bytes for what is not UTF-8.
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: damaged (a name within it is not text)")
+    return names
+
+
 def is_group(group: Any, name: str) -> bool:
     """Whether `name` is a group within a group; links are neither followed nor refused."""
     import h5py

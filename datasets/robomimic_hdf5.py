@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.datasets.hdf5 import attributes, child, damage, is_group, is_hdf5, open_hdf5, parse_json
+from robopolicy.datasets.hdf5 import attributes, child, damage, is_group, is_hdf5, members, open_hdf5, parse_json
 from robopolicy.datasets.masks import MASKS
 from robopolicy.datasets.robomimic_env import UNKNOWN_ENV, control, fingerprint, instruction, rate_hz
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
@@ -122,8 +122,7 @@ class RobomimicSource(Source):
                 self._dataset(0, feature.key)
 
     def _demo_names(self, path: Path) -> list[str]:
-        with damage(f"{path}: data"):
-            names = list(self._data)
+        names = members(self._data)
         found = {name: int(name[5:]) for name in names if re.fullmatch(r"demo_[0-9]{1,9}", name)}
         other = sorted(set(names) - set(found))
         if other:
@@ -135,9 +134,8 @@ class RobomimicSource(Source):
         if not self._demos:
             raise DataError(f"{self._file.filename}: holds no group data/demo_<number>")
         demo = child(self._data, self._demos[0], "group")
-        with damage(f"{self._file.filename}: {demo.name}"):
-            names = list(demo)
-            inside = list(child(demo, "obs", "group")) if "obs" in names else []
+        names = members(demo)
+        inside = members(child(demo, "obs", "group")) if "obs" in names else []
         ours = {name: key for key, name in FIXED.items()}
         wanted = [f"obs/{n}" for n in inside] + [n for n in FIXED.values() if n in names]
         features, left, self._names = [], [n for n in names if n not in (*ours, "obs", "next_obs")], {}
@@ -158,23 +156,21 @@ class RobomimicSource(Source):
         return tuple(features)
 
     def _masks(self, path: Path) -> dict[str, list[int]]:
-        with damage(f"{path}: mask"):
-            if "mask" not in self._file:
-                return {}
-            group = child(self._file, "mask", "group")
-            names = list(group)
+        if "mask" not in members(self._file):
+            return {}
+        group = child(self._file, "mask", "group")
         number = {name: i for i, name in enumerate(self._demos)}
         masks = {}
-        for name in names:
+        for name in members(group):
             listed = child(group, name, "names")
             if listed.ndim != 1 or len(listed) > len(self._demos) or not MASK_NAME.fullmatch(name):
                 raise DataError(f"{path}: mask/{name} should list at most {len(self._demos)} names of demonstrations")
             with damage(f"{path}: mask/{name}"):
-                members = [bytes(m).decode() for m in listed[()]]
-            lost = [m for m in members if m not in number]
+                demos = [bytes(m).decode() for m in listed[()]]
+            lost = [demo for demo in demos if demo not in number]
             if lost:
                 self.notes.append(f"mask {name!r} names demonstrations that are not there: {', '.join(lost[:5])}")
-            masks[name] = sorted({number[m] for m in members if m in number})
+            masks[name] = sorted({number[demo] for demo in demos if demo in number})
         return masks
 
     def _where(self, episode: int) -> str:

@@ -358,6 +358,15 @@ def test_a_compression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> N
         read_all(path)
 
 
+@pytest.mark.parametrize("group", ["data", "data/demo_0", "data/demo_0/obs", "mask"])
+def test_names_that_are_not_text(group: str, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "demo.hdf5")
+    with h5py.File(path, "a") as file:
+        h5py.h5g.create(file[group].id, b"demo_\xff")
+    with pytest.raises(DataError, match=f"/{group}: damaged .a name within it is not text"):
+        read_all(path)
+
+
 def test_dones_that_are_not_0_or_1(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "demo.hdf5")
     with h5py.File(path, "a") as file:
