@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from robopolicy.configs import from_dict
 from robopolicy.datasets.messages import parse_selector
+from robopolicy.datasets.untrusted import parse_yaml, read_text
 from robopolicy.errors import DataError, RobopolicyError, unknown
 from robopolicy.features import KINDS, TASK_INDEX, Control, Kind
 
@@ -261,23 +262,11 @@ def _feature(key: str, entry: Any, where: str) -> TopicFeature:
 
 def parse_contract(text: str, where: str) -> Contract:
     """A contract in YAML; `where` names its source in the DataErrors."""
-    import yaml
-
     if len(text) > MAX_BYTES:
         raise DataError(f"{where}: longer than {MAX_BYTES} characters, that is no contract")
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not YAML ({' '.join(str(error).split())[:200]})") from error
-    return contract_from_dict(data, where)
+    return contract_from_dict(parse_yaml(text, where), where)
 
 
 def read_contract(path: Path) -> Contract:
     """The contract in a YAML file."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: larger than {MAX_BYTES} bytes, that is no contract")
-        text = path.read_text()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable ({error})") from error
-    return parse_contract(text, str(path))
+    return parse_contract(read_text(path, MAX_BYTES), str(path))

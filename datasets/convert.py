@@ -13,6 +13,7 @@ from robopolicy.datasets.detect import make_writer, open_source
 from robopolicy.datasets.episodes import select_keys
 from robopolicy.datasets.masks import MASKS, join_masks, read_masks
 from robopolicy.datasets.source import Source
+from robopolicy.datasets.untrusted import damage
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX
 from robopolicy.progress import progress_bar
@@ -91,11 +92,13 @@ def write_sources(
             renumber = np.array([tasks.index(t) for t in source.tasks], np.int64) if tasks else None
             for number in wanted:
                 try:
-                    arrays = source.read(number, chosen)
-                    if renumber is not None:
-                        arrays = arrays | {TASK_INDEX: renumber[arrays[TASK_INDEX]]}
+                    with damage(f"episode {number}"):
+                        arrays = source.read(number, chosen)
+                        if renumber is not None:
+                            arrays = arrays | {TASK_INDEX: renumber[arrays[TASK_INDEX]]}
+                        attributes = source.attributes(number)
                     writer.check(arrays)
-                except (DataError, IndexError) as error:
+                except DataError as error:
                     named = re.search(rf"\bepisode {number}\b", str(error))
                     text = str(error) if named else f"episode {number}: {error}"
                     text = text if str(source.path) in text else f"{source.path}: {text}"
@@ -103,7 +106,6 @@ def write_sources(
                         raise DataError(text) from error
                     result.notes.append(f"left out: {text}")
                     continue
-                attributes = source.attributes(number)
                 if not writer.holds_attributes:
                     lost |= set(attributes)
                 writer.add(arrays, attributes)

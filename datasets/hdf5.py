@@ -2,18 +2,17 @@
 
 An HDF5 file may name other files (external links, external storage, virtual datasets), may declare arrays of which
 nothing is stored (they read as fill values), and may ask for filters that are loaded as plugins. All of these are
-refused here. The HDF5 library raises many kinds of errors; `damage` makes each a DataError.
+refused here. The HDF5 library raises many kinds of errors, each of which becomes a DataError.
 """
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robopolicy.datasets.untrusted import damage
 from robopolicy.errors import DataError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -26,18 +25,6 @@ PLAIN_BYTES = 2**30
 MAX_RATIO = 100
 """Decoded to stored size of larger arrays; camera images reach about 10, deflate 1032 on zeros."""
 MAX_ATTRIBUTE_VALUES = 65536
-
-
-@contextmanager
-def damage(where: object) -> Iterator[None]:
-    """Turns whatever the HDF5 library raises into a DataError that begins with `where`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ValueError, TypeError and more.
-        text = str(error.args[0]) if error.args else ""
-        raise DataError(f"{where}: damaged ({type(error).__name__}: {text})") from error
 
 
 def is_hdf5(path: Path) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from robopolicy.datasets.detect import FORMATS, open_source
 from robopolicy.datasets.episodes import sampled_rows
 from robopolicy.datasets.source import Source
+from robopolicy.datasets.untrusted import damage
 from robopolicy.features import Feature
 
 MAPPED_FRAMES = 64
@@ -64,7 +65,7 @@ class DatasetInfo:
 
 def describe(path: Path) -> DatasetInfo:
     """Summarises the dataset at `path`. NaN and infinity are counted; structural damage raises DataError."""
-    with open_source(path) as source:
+    with open_source(path) as source, damage(path):
         numeric = [f.key for f in source.features if f.kind != "image"]
         # Not the source's own `columns`, which may be maps of files whose checksums only `read` looks at.
         columns = Source.columns(source, numeric)

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.datasets.hdf5 import attributes, child, damage, is_group, is_hdf5, members, open_hdf5, parse_json
+from robopolicy.datasets.hdf5 import attributes, child, is_group, is_hdf5, members, open_hdf5, parse_json
 from robopolicy.datasets.masks import MASKS
 from robopolicy.datasets.robomimic_env import UNKNOWN_ENV, control, fingerprint, instruction, rate_hz
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
+from robopolicy.datasets.untrusted import damage
 from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import ACTION, TASK_INDEX, Feature, FeatureSpec, Kind
 

@@ -22,6 +22,7 @@ import numpy as np
 from robopolicy.datasets.episodes import Episodes, check_structure
 from robopolicy.datasets.npy import NpyStream, map_npy
 from robopolicy.datasets.source import Source, check_seal, load, sealed
+from robopolicy.datasets.untrusted import read_json
 from robopolicy.datasets.writer import DatasetWriter
 from robopolicy.errors import DataError, RobopolicyError
 from robopolicy.features import FeatureSpec
@@ -109,11 +110,8 @@ class StoreSource(Source):
 
     def __init__(self, path: Path) -> None:
         manifest = path / MANIFEST
-        try:
-            data = json.loads(manifest.read_text())
-            version = data["format_version"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{manifest}: unreadable ({type(error).__name__}: {error})") from error
+        data = read_json(manifest)
+        version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(f"{manifest}: format version {version}, this release reads {FORMAT_VERSION}")
         check_seal(manifest, data)

@@ -6,7 +6,6 @@ datasets of our own writer say it in the attribute "robopolicy" of the group, wh
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ import numpy as np
 
 from robopolicy.datasets.episodes import Episodes, check_structure, locate
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
+from robopolicy.datasets.untrusted import read_json
 from robopolicy.errors import DataError
 from robopolicy.features import ACTION, Feature, FeatureSpec
 
@@ -65,8 +65,10 @@ class _Array:
     @classmethod
     def at(cls, path: Path, checksums: tuple[int, ...] | None = None) -> "_Array":
         file = path / ".zarray"
+        if not file.exists():
+            raise DataError(f"{file}: missing; a replay buffer has data/* and meta/episode_ends")
         try:
-            meta = json.loads(file.read_text())
+            meta = read_json(file)
             dtype = np.dtype(meta["dtype"])
             array = cls(
                 path,
@@ -78,10 +80,8 @@ class _Array:
                 (meta.get("compressor") or {}).get("id"),
                 checksums,
             )
-            codecs = [array.compressor, *(c["id"] for c in meta.get("filters") or [])]
-        except FileNotFoundError:
-            raise DataError(f"{file}: missing; a replay buffer has data/* and meta/episode_ends") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            codecs = [array.compressor and str(array.compressor), *(str(c["id"]) for c in meta.get("filters") or [])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
         if dtype.kind not in "biuf" or dtype.itemsize > 8 or not set(codecs) <= CODECS:
             raise DataError(f"{path}: holds {dtype} encoded by {codecs}; only plain numbers are read")
@@ -273,12 +273,12 @@ def _arrays(path: Path) -> tuple[dict[str, _Array], dict[str, Any]]:
 
 def _extension(path: Path) -> dict[str, Any] | None:
     file = path / ".zattrs"
-    try:
-        found = json.loads(file.read_text()).get(EXTENSION)
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+    attributes = read_json(file)
+    if not isinstance(attributes, dict):
+        raise DataError(f"{file}: should be an object, found {type(attributes).__name__}")
+    found = attributes.get(EXTENSION)
     if found is not None and not isinstance(found, dict):
         raise DataError(f"{file}: {EXTENSION} metadata should be an object, found {type(found).__name__}")
     return found

@@ -19,12 +19,19 @@ VERBS = {
     "recipes": ("recipes", "list the recipes"),
 }
 
+MAX_MESSAGE = 1500
 USAGE = "usage: robopolicy VERB ...\n\n{verbs}\n\nrobopolicy VERB --help tells more. Version {version}.\n"
 
 
 def _usage() -> str:
     verbs = "\n".join(f"  {name:<9}{text}" for name, (_, text) in VERBS.items())
     return USAGE.format(verbs=verbs, version=__version__)
+
+
+def _one_line(text: str) -> str:
+    """Messages quote names and values from files, which may be anything."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 200]} ... {line[-200:]}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         run(rest)
         return 0
     except RobopolicyError as error:
-        print(f"robopolicy: error: {error}", file=sys.stderr)
+        print(f"robopolicy: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("robopolicy: interrupted", file=sys.stderr)

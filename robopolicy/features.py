@@ -6,6 +6,7 @@ or the robot's. Equal shapes are not enough: an absolute pixel target and a delt
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from robopolicy.errors import FeatureMismatch, RobopolicyError, did_you_mean, un
 
 Kind = Literal["state", "image", "goal", "language", "action"]
 KINDS: tuple[str, ...] = ("state", "image", "goal", "language", "action")
+DTYPES = ("bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
+MAX_SIZE = 2**31
+"""Numbers in one time step of a feature that a file describes."""
 ACTION = "action"
 TASK_INDEX = "task_index"
 """Key of the number of the instruction that holds at a step; the instructions are listed beside the data."""
@@ -72,13 +76,22 @@ class Feature:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Feature":
-        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        """The inverse of `dataclasses.asdict` after a trip through JSON, which may have changed on its way.
+
+        Raises TypeError, ValueError or RobopolicyError for what no feature can be.
+        """
         known = dict(data)
         for name in ("shape", "names", "units", "low", "high"):
             known[name] = tuple(known.get(name, ()))
         if known.get("control") is not None:
             known["control"] = Control(**known["control"])
-        return cls(**known)
+        feature = cls(**known)
+        sizes = all(type(n) is int and n >= 0 for n in feature.shape) and math.prod(feature.shape) <= MAX_SIZE
+        texts = all(type(t) is str for t in (feature.key, *feature.names, *feature.units))
+        numbers = all(type(n) in (int, float) for n in (*feature.low, *feature.high))
+        if not (sizes and texts and numbers and feature.key and feature.dtype in DTYPES):
+            raise ValueError(f"no feature: {str(known)[:200]}")
+        return feature
 
 
 def _differences(ours: Feature, theirs: Feature) -> list[str]:

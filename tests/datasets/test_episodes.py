@@ -330,7 +330,7 @@ def test_damaged_stores_are_named(tmp_path: Path, memory: Episodes) -> None:
 
     path = damaged("manifest")
     (path / "episodes.json").write_text("{}")
-    with pytest.raises(DataError, match=r"episodes.json: unreadable"):
+    with pytest.raises(DataError, match=r"episodes.json: format version None"):
         read_store(path)
 
     path = damaged("future")

@@ -145,7 +145,7 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda d: d.update(rate_hz=-1), "damaged robopolicy metadata"),
         (lambda d: d.update(version=99), "version 99"),
         (lambda d: d.update(tasks=[]), "no table of instructions"),
-        (lambda d: d["features"][0].update(dtype="object"), "should be object"),
+        (lambda d: d["features"][0].update(dtype="object"), "no feature"),
     ],
 )
 def test_metadata_that_does_not_fit(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
