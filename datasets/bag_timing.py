@@ -167,7 +167,7 @@ def summary(reports: list[EpisodeReport], period_s: float) -> list[str]:
     lines = [f"{r.name} skipped: {'; '.join(r.problems)}" for r in reports if r.problems]
     used = [r for r in reports if not r.problems]
     for report in used:
-        if max(report.trimmed_s) > 2 * period_s:
+        if max(report.trimmed_s) > period_s:
             a, b = report.trimmed_s
             lines.append(f"{report.name}: {a:.2f} s at the start and {b:.2f} s at the end lack a topic, left out")
     for topic in dict.fromkeys(t.topic for r in used for t in r.topics):

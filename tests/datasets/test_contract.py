@@ -99,10 +99,10 @@ def test_a_header_stamp_is_believed_when_it_is_set_and_near_the_time_of_arrival(
         ("task: {topic: /task}", "task: {topic: /task, text: go}", "either a text or a topic"),
         ("features:", "features: []\nother:", "expected a table"),
         ("mode: absolute", "mode: relative", "mode"),
-        ("rate_hz: 30", "rate_hz: [30", "not YAML"),
+        ("rate_hz: 30", "rate_hz: [30", "damaged YAML"),
         ("units: [rad, rad]", "dtype: object", "unknown dtype"),
         ("units: [rad, rad]", "kind: velocity", "unknown kind"),
-        ("rate_hz: 30", "rate_hz: !!python/object/apply:os.getcwd []", "not YAML"),
+        ("rate_hz: 30", "rate_hz: !!python/object/apply:os.getcwd []", "damaged YAML"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_file(old: str, new: str, said: str) -> None:
