@@ -194,21 +194,22 @@ def search_weights(
         raise RobopolicyError(
             f"seeds {sorted(common)[:3]} are in both lists: weights must not be chosen on test seeds"
         )
-    count = len(names)
-    candidates = [_candidate(w, names) for w in grid]
+    count, prefix = len(names), "" if operator == "convex" else operator
+    candidates = [_candidate(w, names, prefix) for w in grid]
     scored = [(c, score(c, validation)) for c in candidates]
     chosen = max(scored, key=lambda pair: pair[1].score.value)[0]
     better = max((p for p in scored if p[0].parent is not None), key=lambda pair: pair[1].score.value)[0]
 
-    equal = _candidate((1 / count,) * count, names)
+    equal = _candidate((1 / count,) * count, names, prefix)
     same = next((c for c in candidates if np.allclose(c.weights, equal.weights, atol=1e-6)), equal)
     wanted = [*(c for c in candidates if c.parent is not None), same, chosen]
     if fit is not None and 1.0 not in fit.overall:
-        wanted.append(_candidate(tuple(fit.overall), names, "closed form"))
+        wanted.append(_candidate(tuple(fit.overall), names, f"closed form {prefix}".rstrip()))
     if operator != "convex":
         parents = [c for c in candidates if c.parent is not None]
         wanted += [Candidate(f"{c.label}, ancestral sampling", c.weights, control=True) for c in parents]
-        wanted.append(Candidate(f"convex {same.label}, ancestral sampling", same.weights, control=True))
+        mean = _candidate(same.weights, names, "convex").label
+        wanted.append(Candidate(f"{mean}, ancestral sampling", same.weights, control=True))
     if leaked:
         wanted += candidates
     tested = [(c, score(c, test)) for c in dict.fromkeys(wanted)]
@@ -217,7 +218,7 @@ def search_weights(
 
 
 def _candidate(weights: tuple[float, ...], names: Sequence[str], prefix: str = "") -> Candidate:
-    if 1.0 in weights and not prefix:
+    if 1.0 in weights:
         return Candidate(names[weights.index(1.0)], weights)
     text = " ".join(f"{w:.3g}" for w in weights)
     return Candidate(f"{prefix} w = {text}".strip(), weights)

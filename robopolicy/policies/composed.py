@@ -17,7 +17,8 @@ R5  the same observation time: equal rates, equal position of the present within
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -203,11 +204,8 @@ class ComposedPolicy(Policy):
     def predict(self, observation: Batch, generator: Generators) -> Tensor:
         if len(self.active) == 1:
             (i,) = self.active
-            only = self._parent(i)
-            for setting in fields(SamplerConfig):
-                setattr(only.config.sampler, setting.name, getattr(self.config.sampler, setting.name))
-            chunk: Tensor = only.predict(self.observation_of(i, observation), generator)
-            return chunk
+            with _sampled_by(self._parent(i), self.config.sampler) as only:
+                return only.predict(self.observation_of(i, observation), generator)
         config, sigmas = self.config, self.noise_levels()
         shape = (len(next(iter(observation.values()))), config.horizon, self.action_dim)
         x, each = self._initial(shape, float(sigmas[0]), generator), self.denoisers(observation)
@@ -317,6 +315,20 @@ def _default_sampler(active: Sequence[Any], heaviest: Any, operator: Operator) -
 def _build(config: Any, features: FeatureSpec) -> Policy:
     built: Policy = policy_class(config.kind)(config, features, Normalizer(features.features))
     return built
+
+
+@contextmanager
+def _sampled_by(parent: Any, settings: SamplerConfig) -> Iterator[Any]:
+    """The parent, sampling with these settings while the block runs."""
+    names = [f.name for f in fields(SamplerConfig)]
+    own = {name: getattr(parent.config.sampler, name) for name in names}
+    try:
+        for name in names:
+            setattr(parent.config.sampler, name, getattr(settings, name))
+        yield parent
+    finally:
+        for name, value in own.items():
+            setattr(parent.config.sampler, name, value)
 
 
 def unclipped(parent: Any) -> Any:

@@ -205,6 +205,16 @@ def test_all_weight_on_one_parent_is_that_parent_bit_for_bit(name: str, sampler:
     assert calls["other"] == 0
 
 
+def test_a_single_parent_may_sample_otherwise_and_keeps_its_own_settings() -> None:
+    parent, other = _random("edm-mlp", 1), _random("flow-mlp", 2)
+    steps = compose([parent, other], (1, 0), sampler=SamplerConfig("heun", 3, "karras"))
+    with torch.inference_mode():
+        found = steps.predict(OBSERVATION, _generator())
+        assert parent.config.sampler == SamplerConfig("euler", 10)
+        parent.config.sampler = SamplerConfig("heun", 3, "karras")
+        assert torch.equal(found, parent.predict(OBSERVATION, _generator()))
+
+
 @pytest.mark.parametrize("name", ["ddpm-unet", "edm-mlp", "flow-mlp"])
 @pytest.mark.parametrize("w", [0.2, 0.5])
 def test_two_identical_parents_are_that_parent(name: str, w: float) -> None:
