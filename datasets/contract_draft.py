@@ -88,8 +88,7 @@ def _key(topic: str, msgtype: str, taken: dict[str, Any]) -> str:
 
 def _feature(bag: Bag, key: str, topic: str, msgtype: str) -> TopicFeature:
     """The feature of a topic, once its first message could be read."""
-    _, _, data = next(bag.messages([topic]))
-    message = bag.decode(topic, data)
+    message = bag.first(topic)
     spec = TopicFeature(topic, type=msgtype, kind=default_kind(key))
     reader = FeatureReader(key, spec, message)
     names = reader.feature.names if reader.is_pinned else ()

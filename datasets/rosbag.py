@@ -137,8 +137,11 @@ class Bag:
     ) -> Iterator[tuple[int, str, bytes]]:
         """(time of arrival in ns, topic, serialised message) in the order of arrival, within [start, stop)."""
         for reader in self._readers:
-            # All topics: rosbags skips chunks whose index lists no wanted one, and an index may be damaged.
-            stream = reader.messages(reader.connections, start, stop)
+            wanted = [c for c in reader.connections if c.topic in topics]
+            if not wanted:
+                continue
+            # rosbags skips chunks of MCAP whose index lists no wanted topic, and an index may be damaged.
+            stream = reader.messages(reader.connections if self.storage == "mcap" else wanted, start, stop)
             while True:
                 try:
                     connection, receive, data = next(stream)
@@ -153,6 +156,12 @@ class Bag:
                 except Exception as error:  # rosbags, apsw and the codecs raise many kinds of their own.
                     raise DataError(f"{reader.path}: damaged ({_text(error)})") from error
                 yield receive, connection.topic, bytes(data)
+
+    def first(self, topic: str) -> Any:
+        """The first message of a topic, decoded."""
+        for _, _, data in self.messages([topic]):
+            return self.decode(topic, data)
+        raise DataError(f"{self.path}: {self.counts.get(topic, 0)} messages of {topic} are announced, none is found")
 
     def header_stamp(self, topic: str, data: bytes) -> int:
         """Nanoseconds in the header of a serialised message; 0 when its type has none, or it is not set."""

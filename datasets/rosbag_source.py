@@ -198,11 +198,10 @@ class RosbagSource(Source):
 
     def _reader(self, bag: Bag, key: str) -> FeatureReader:
         spec = self.contract.features[key]
-        _, topic, data = next(bag.messages([spec.topic]))
         try:
-            return FeatureReader(key, spec, bag.decode(topic, data))
+            return FeatureReader(key, spec, bag.first(spec.topic))
         except DataError as error:
-            raise DataError(f"{bag.path}: feature {key!r} of {topic}: {error}") from error
+            raise DataError(f"{bag.path}: feature {key!r} of {spec.topic}: {error}") from error
 
     def _windows(
         self, name: str, arrivals: dict[str, Arrivals], events: list[tuple[int, bool]], notes: list[str]
