@@ -183,10 +183,13 @@ def foreign_neighbours(
     near, mean = np.full((n, k), -1), np.full(n, np.nan)
     if not n or not table.shape[1]:
         return near, mean
-    tree, open_rows, width = cKDTree(table), np.arange(n), min(n, 8 * k)
+    tree, open_rows = cKDTree(table), np.arange(n)
+    # So many hold k of other episodes for certain; mostly far fewer do.
+    certain = min(n, int(np.unique(owner, return_counts=True)[1].max()) + k, max(WIDEST, k))
+    width = min(8 * k, certain)
     with progress_bar(total=n, desc=f"quality: {what}", unit="step", delay=1, disable=not progress) as bar:
         while len(open_rows):
-            last = width >= min(n, WIDEST)
+            last = width == certain
             left = []
             for start in range(0, len(open_rows), max(1, _BLOCK // width)):
                 rows = open_rows[start : start + max(1, _BLOCK // width)]
@@ -201,7 +204,7 @@ def foreign_neighbours(
                 mean[rows[some]] = np.nanmean(kept[some], axis=1)
                 left.append(rows[~done])
                 bar.update(int(done.sum()))
-            open_rows, width = np.concatenate(left), min(n, 8 * width, max(WIDEST, k))
+            open_rows, width = np.concatenate(left), certain
     return near, mean
 
 
