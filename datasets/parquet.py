@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.datasets.episodes import locate
-from robopolicy.errors import DataError
+from robopolicy.errors import DataError, one_line
 from robopolicy.features import Feature
 
 MAX_ROWS_PER_BYTE = 1000
@@ -26,7 +26,7 @@ def open_parquet(file: Path, columns: list[str]) -> Any:
     except FileNotFoundError:
         raise DataError(f"{file}: missing") from None
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DataError(f"{file}: truncated or not a parquet file ({error})") from error
+        raise DataError(f"{file}: truncated or not a parquet file ({one_line(error)})") from error
     try:
         for column in columns:
             found = schema.names.count(column)
@@ -54,7 +54,7 @@ def read_parquet(file: Path, columns: list[str], groups: list[int] | None = None
             table = opened.read(columns) if groups is None else opened.read_row_groups(groups, columns)
             rows = sum(opened.metadata.row_group(g).num_rows for g in groups or range(opened.num_row_groups))
         except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise DataError(f"{file}: truncated or not a parquet file ({error})") from error
+            raise DataError(f"{file}: truncated or not a parquet file ({one_line(error)})") from error
     if table.num_rows != rows:
         raise DataError(f"{file}: claims {rows} rows, holds {table.num_rows}")
     return table.select(columns).replace_schema_metadata(None)
@@ -67,7 +67,7 @@ def join_tables(tables: list[Any], where: Path) -> Any:
     try:
         return pyarrow.concat_tables(tables)
     except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{where}: files differ in their columns ({error})") from error
+        raise DataError(f"{where}: files differ in their columns ({one_line(error)})") from error
 
 
 def strings(table: Any, name: str, where: Path) -> list[str]:
@@ -94,7 +94,7 @@ def to_numpy(table: Any, path: Path, feature: Feature, ends: np.ndarray | None) 
     try:
         return _to_numpy(table, path, feature, ends)
     except (pyarrow.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path}: key {feature.key!r} is damaged ({error})") from error
+        raise DataError(f"{path}: key {feature.key!r} is damaged ({one_line(error)})") from error
 
 
 def _to_numpy(table: Any, path: Path, feature: Feature, ends: np.ndarray | None) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.errors import DataError
+from robopolicy.errors import DataError, one_line
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of an image with that many channels."""
@@ -34,7 +34,7 @@ def decode_picture(data: bytes, shape: tuple[int, ...], where: str) -> np.ndarra
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of their own.
-        raise DataError(f"{where}: the image is damaged ({error})") from error
+        raise DataError(f"{where}: the image is damaged ({one_line(error)})") from error
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from robopolicy.datasets.mp4 import check_mp4
-from robopolicy.errors import DataError, unknown
+from robopolicy.errors import DataError, one_line, unknown
 
 BLOCK_BYTES = 2**24
 """Decoded bytes of one piece of work when a whole video is decoded."""
@@ -82,7 +82,7 @@ def index_video(file: Path, shape: tuple[int, ...]) -> VideoIndex:
         with container:
             packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
     except _failures() as error:
-        raise DataError(f"{file}: truncated or not a video ({error})") from error
+        raise DataError(f"{file}: truncated or not a video ({one_line(error)})") from error
     if not packets or any(stamp is None for stamp, _ in packets):
         raise DataError(f"{file}: holds no frames, or frames without time stamps")
     stamps = np.array([stamp for stamp, _ in packets], np.int64)
@@ -108,7 +108,7 @@ class VideoReader:
         try:
             self._container, self._stream = _open(file, shape, threaded and shape[0] * shape[1] >= THREADED_PIXELS)
         except _failures() as error:
-            raise DataError(f"{file}: truncated or not a video ({error})") from error
+            raise DataError(f"{file}: truncated or not a video ({one_line(error)})") from error
         # Kept, because building the tables of a conversion takes longer than converting a small frame.
         self._reformatter = VideoReformatter()
         self._frames: Iterator[tuple[int, Any]] = self._decoded()
@@ -134,7 +134,7 @@ class VideoReader:
                     raise DataError(f"{self.file}: frame {start + k} does not decode")
                 self._copy(frame, out[k])
         except _failures() as error:
-            raise DataError(f"{self.file}: frame {number + 1} does not decode ({error})") from error
+            raise DataError(f"{self.file}: frame {number + 1} does not decode ({one_line(error)})") from error
         self._next = start + count
         return out
 
@@ -280,7 +280,7 @@ class VideoWriter:
             stream.codec_context.thread_count = 1
             self._stream = stream
         except av.FFmpegError as error:
-            raise DataError(f"{file}: cannot encode {codec} ({error})") from error
+            raise DataError(f"{file}: cannot encode {codec} ({one_line(error)})") from error
 
     @property
     def canonical_codec(self) -> str:
@@ -319,7 +319,7 @@ class VideoWriter:
     def _failure(self, error: Any) -> Exception:
         if error.errno in errno.errorcode:
             return OSError(error.errno, error.strerror)
-        return DataError(f"{self.file}: cannot be encoded ({error})")
+        return DataError(f"{self.file}: cannot be encoded ({one_line(error)})")
 
     def abandon(self) -> None:
         """Closes the file without completing it; never raises."""

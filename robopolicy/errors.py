@@ -32,3 +32,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> RobopolicyError:
     """The error for an unknown recipe, task, sampler, key, ...; raise what it returns."""
     return RobopolicyError(f"unknown {what} {name!r}.{did_you_mean(name, known)}")
+
+
+def one_line(error: BaseException) -> str:
+    """What another library said, without line breaks and not longer than a few lines of a terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -429,8 +429,9 @@ def test_missing_and_truncated_files(tmp_path: Path, to: str, video: bool) -> No
             (path / file).unlink()
             if keep is not None:
                 (path / file).write_bytes(data[: int(keep * len(data))])
-            with pytest.raises(DataError, match="/copy"):
+            with pytest.raises(DataError, match="/copy") as caught:
                 read_all(path)
+            assert "\n" not in str(caught.value)
             shutil.rmtree(path)
 
 
