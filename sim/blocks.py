@@ -4,8 +4,9 @@ A planar port to MuJoCo of the two-block task that goal-conditioned play data is
 2021; Shafiullah et al. 2022, "multimodal block push"; Reuss et al. 2023). As there, the state does not show the
 targets, of which there are two at places that hardly vary, so a policy that does not see the goal can fill both and
 still do what was asked only half of the time. Lengths are metres on a table of 0.7 m x 0.7 m with its origin in the
-middle, angles are radians. Blocks slide overdamped (viscous drag and no inertia to speak of), so they rest as soon
-as nothing pushes them.
+middle, angles are radians; yaw is told modulo a quarter turn, which squares do not show. Easier than there: blocks
+start on either side, slide overdamped (viscous drag, hardly any inertia), so they rest as soon as nothing pushes them,
+turn slowly and do not slip on the effector, so that a push need not be balanced at 10 Hz.
 """
 
 import hashlib
@@ -27,6 +28,9 @@ TOLERANCE = 0.05
 """Largest distance in m between the middles of a block and of the target that it fills."""
 REST_TOLERANCE = 0.02
 """The episode ends when both blocks lie this near to different targets: nothing is left to improve."""
+START = np.array([[-0.12, -0.12], [0.12, -0.12]])
+START_SPREAD = 0.04
+"""Blocks start at most this far per coordinate from `START`, m."""
 GOAL_SCATTER = 0.006
 """Standard deviation per coordinate in m of a goal about the targets, that of where demonstrations leave blocks."""
 BLOCK_HALF, EFFECTOR_RADIUS = 0.03, 0.015
@@ -42,12 +46,12 @@ _BLOCK = """
       <inertial pos="0 0 0" mass="0.2" diaginertia="1.2e-4 1.2e-4 1.2e-4"/>
       <joint name="block{0}_x" type="slide" axis="1 0 0" damping="10" limited="true" range="-0.27 0.27"/>
       <joint name="block{0}_y" type="slide" axis="0 1 0" damping="10" limited="true" range="-0.27 0.27"/>
-      <joint name="block{0}_yaw" type="hinge" axis="0 0 1" damping="0.006"/>
+      <joint name="block{0}_yaw" type="hinge" axis="0 0 1" damping="0.2"/>
       <geom type="box" size="0.03 0.03 0.02"/>
     </body>"""
 MJCF = f"""<mujoco model="blocks">
-  <option timestep="0.005" gravity="0 0 0" integrator="implicitfast" cone="elliptic"/>
-  <default><geom condim="3" friction="0.3 0 0" solref="0.01 1" density="0"/></default>
+  <option timestep="0.005" gravity="0 0 0" integrator="implicitfast" cone="elliptic" impratio="10"/>
+  <default><geom condim="3" friction="1 0 0" solref="0.01 1" density="0"/></default>
   <worldbody>{_BLOCK.format(1)}{_BLOCK.format(2)}
     <body name="effector">
       <inertial pos="0 0 0" mass="1" diaginertia="1e-3 1e-3 1e-3"/>
@@ -63,7 +67,7 @@ MJCF = f"""<mujoco model="blocks">
 </mujoco>
 """
 
-_LIMITS = (BLOCK_REACH + 0.01, BLOCK_REACH + 0.01, np.pi) * 2 + (REACH + 0.01,) * 2 + (REACH,) * 2
+_LIMITS = (BLOCK_REACH + 0.01, BLOCK_REACH + 0.01, np.pi / 4) * 2 + (REACH + 0.01,) * 2 + (REACH,) * 2
 _STATE = Feature(
     STATE,
     (10,),
@@ -164,13 +168,13 @@ class Blocks(Task):
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts the episode of `seed`: blocks near the front, targets at the back, the effector between them.
 
-        Start, targets and goal are drawn from the seed alone, the goal with even odds. Options:
-        `{"state": [10 numbers]}` starts from exactly that state instead, `{"assignment": (1, 0)}` asks for that.
+        Block 1 starts on the left. Start, targets and goal are drawn from the seed alone, the goal with even odds.
+        Options: `{"state": [10 numbers]}` starts from that state instead, `{"assignment": (1, 0)}` asks for that.
         """
         super().reset(seed=seed)
         options = options or {}
         random = np.random.default_rng(self.np_random.integers(2**63) if seed is None else [seed, 0xB10C])
-        places = _separated_places(random)
+        places = START + random.uniform(-START_SPREAD, START_SPREAD, (2, 2))
         yaws = random.uniform(-np.pi / 4, np.pi / 4, 2)
         effector = np.array([0.0, 0.05]) + random.uniform(-0.02, 0.02, 2)
         self.targets = TARGETS + random.uniform(-TARGET_JITTER, TARGET_JITTER, (2, 2))
@@ -226,7 +230,7 @@ class Blocks(Task):
 
     def _observe(self) -> Observation:
         state = np.concatenate([self.data.qpos, self._set_point])
-        state[[2, 5]] = (state[[2, 5]] + np.pi) % (2 * np.pi) - np.pi
+        state[[2, 5]] = (state[[2, 5]] + np.pi / 4) % (np.pi / 2) - np.pi / 4
         return {STATE: state.astype(np.float32), GOAL: self._goal.copy()}
 
     def hold_action(self, observation: Observation) -> np.ndarray:
@@ -271,14 +275,6 @@ def _square(place: np.ndarray, yaw: float, half: float) -> np.ndarray:
     cos, sin = np.cos(yaw), np.sin(yaw)
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]]) @ [[cos, sin], [-sin, cos]]
     return np.array([_pixel(np.asarray(place) + c) for c in corners], np.int32)
-
-
-def _separated_places(random: np.random.Generator) -> np.ndarray:
-    """Start places [2, 2] of the blocks in m, at least 0.13 m apart."""
-    while True:
-        places = random.uniform((-0.2, -0.2), (0.2, -0.06), (2, 2))
-        if np.linalg.norm(places[0] - places[1]) >= 0.13:
-            return places
 
 
 def _checked(values: Any, size: int, what: str) -> np.ndarray:

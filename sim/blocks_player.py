@@ -13,13 +13,15 @@ import numpy as np
 
 from robopolicy.sim.blocks import MAX_STEP, REACH, Blocks
 
-TRAVEL, PUSH = 0.024, 0.018  # lead of the set-point ahead of the effector, m
-BEHIND = 0.072  # from a block to where a push begins, m
-CLEAR = 0.068  # kept from the middle of a block on the way around it, m
+TRAVEL, PUSH = 0.020, 0.016  # change of the set-point per step on the way and in touch, m
+BEHIND = 0.085  # from a block to where a push begins, m
+CLEAR = 0.078  # kept from the middle of a block on the way around it, m
 AISLE = 0.10  # kept between the middles of a pushed block and the other one, m
 PLACED = 0.008  # distance in m from its target at which the player leaves a block
-NARROW, WIDE = 0.012, 0.026  # lateral errors in m with which it pushes fully, and not at all
-STEER = 83.0  # lateral correction while pushing, per metre of lateral error
+TOUCH = 0.060  # from a block within which the effector touches it, m
+ALIGNED, HELD = 0.012, 0.030  # lateral errors with which a push begins, and goes on once in touch, m
+FADE = 0.012  # over which one way of moving turns into another, m
+STEER = 40.0  # lateral correction while pushing, per metre of lateral error
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,18 @@ class BlocksPlayer:
             self.style = Style(self.style.order, task.assignment, self.style.sides)
         elif task.assignment != self.style.assignment:
             task.ask(self.style.assignment)
-        self.intended = move(
-            self.style, task.block_places, task.effector_place, task.effector_target, task.targets
-        ).astype(np.float32)
+        self.intended = move(self.style, task.block_places, task.effector_target, task.targets).astype(np.float32)
         action = self.intended + self.generator.normal(0.0, self.noise, 2)
         return np.clip(action, -MAX_STEP, MAX_STEP).astype(np.float32)
 
 
-def move(
-    style: Style, blocks: np.ndarray, effector: np.ndarray, set_point: np.ndarray, targets: np.ndarray
-) -> np.ndarray:
-    """Change [2] in m of the set-point [2], given blocks [2, 2], effector [2] and targets [2, 2]: the whole rule."""
-    at = complex(*effector)
+def move(style: Style, blocks: np.ndarray, set_point: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Change [2] in m of the set-point [2], given the places of blocks [2, 2] and targets [2, 2]: the whole rule.
+
+    It reckons with the set-point, which the effector follows closely, and not with the effector itself: changes
+    that mended the millimetres between the two would be hard to learn.
+    """
+    at = complex(*set_point)
     place = [complex(*b) for b in blocks]
     goal = [complex(*targets[t]) for t in style.assignment]
     left = [i for i in style.order if abs(goal[i] - place[i]) > PLACED]
@@ -91,18 +93,19 @@ def move(
     way = goal[block] - place[block]
     ahead = _around(place[block], goal[block], place[other], AISLE, 0)
     offset = (at - place[block]) / ahead
-    lateral = abs(offset.imag)
-    pushing = min(max((WIDE - lateral) / (WIDE - NARROW), 0.0), 1.0) if offset.real < 0 else 0.0
+    touching = min(max((TOUCH + FADE - abs(offset)) / FADE, 0.0), 1.0)
+    width = ALIGNED + touching * (HELD - ALIGNED)
+    pushing = min(max((width + FADE - abs(offset.imag)) / FADE, 0.0), 1.0) if offset.real < 0 else 0.0
 
     lead = min(PUSH, max(abs(offset) - 0.055, 0.0) + 0.8 * abs(way) + 0.004)
-    push = ahead * lead * _unit(complex(1.0, -STEER * offset.imag))
+    push = ahead * lead * _unit(complex(1.0, -STEER * (1 - touching) * offset.imag))
     behind = place[block] - ahead * BEHIND
     if abs(behind.real) > REACH or abs(behind.imag) > REACH:
         behind = complex(np.clip(behind.real, -REACH, REACH), np.clip(behind.imag, -REACH, REACH))
     heading = _around(at, behind, place[block], CLEAR, side)
     heading = _around(at, at + heading * 0.1, place[other], CLEAR, 0)
     walk = heading * min(TRAVEL, abs(behind - at) + 0.004)
-    change = at + pushing * push + (1 - pushing) * walk - complex(*set_point)
+    change = pushing * push + (1 - pushing) * walk
     return np.clip([change.real, change.imag], -MAX_STEP, MAX_STEP)
 
 
@@ -125,6 +128,6 @@ def _around(start: complex, end: complex, obstacle: complex, radius: float, side
     turn = side or (1 if to_obstacle.imag >= 0 else -1)
     outward = -_unit(obstacle - start)
     if distance <= radius:
-        return _unit(outward * 1j * turn + outward * 8 * (radius - distance) / radius)
+        return _unit(outward * 1j * turn + outward * 4 * (radius - distance) / radius)
     tangent = cmath.asin(radius / distance).real
     return -outward * cmath.exp(-1j * turn * tangent)

@@ -154,7 +154,17 @@ def test_an_off_centre_push_turns_a_block() -> None:
         task.reset(seed=0, options={"state": [0, -0.1, 0, 0.2, -0.2, 0, 0.02 * side, -0.2, 0.02 * side, -0.2]})
         for _ in range(8):
             observation = task.step(np.array([0.0, 0.02]))[0]
-        assert side * observation[STATE][2] > 0.2
+        # Drag 10 N s/m and 0.2 N m s/rad: a force with arm 0.02 m turns by 0.02 * 10 / 0.2 = 1 rad per metre moved.
+        moved = observation[STATE][1] + 0.1
+        assert moved > 0.05
+        assert observation[STATE][2] == pytest.approx(side * moved, rel=0.2)
+
+
+def test_yaw_is_told_up_to_the_quarter_turns_that_a_square_does_not_show() -> None:
+    for turns in range(-3, 4):
+        state = [0, -0.1, 0.3 + turns * np.pi / 2, 0.2, -0.2, -0.7 + turns * np.pi / 2, 0, 0, 0, 0]
+        observation, _ = Blocks().reset(seed=0, options={"state": state})
+        np.testing.assert_allclose(observation[STATE][[2, 5]], [0.3, -0.7], atol=1e-6)
 
 
 def test_blocks_stay_on_the_table_with_room_for_the_effector_behind_them() -> None:

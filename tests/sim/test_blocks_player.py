@@ -71,7 +71,7 @@ def test_moves_are_small_smooth_and_without_memory() -> None:
     last = None
     for _ in range(60):
         action = player.act(task)
-        again = move(player.style, task.block_places, task.effector_place, task.effector_target, task.targets)
+        again = move(player.style, task.block_places, task.effector_target, task.targets)
         np.testing.assert_array_equal(action, again.astype(np.float32))
         assert np.abs(action).max() <= MAX_STEP
         if last is not None:
@@ -87,7 +87,7 @@ def test_noise_is_executed_but_not_recorded(tmp_path) -> None:
     perturbed = []
     for _ in range(30):
         action = player.act(task)
-        clean = move(player.style, task.block_places, task.effector_place, task.effector_target, task.targets)
+        clean = move(player.style, task.block_places, task.effector_target, task.targets)
         np.testing.assert_array_equal(player.intended, clean.astype(np.float32))
         perturbed.append(action - clean)
         task.step(action)
