@@ -9,7 +9,8 @@ from typing import Any
 
 from robopolicy.datasets.episodes import Episodes
 from robopolicy.datasets.source import Source, load
-from robopolicy.datasets.writer import DatasetWriter
+from robopolicy.datasets.untrusted import damage
+from robopolicy.datasets.writer import DatasetWriter, is_unfinished
 from robopolicy.errors import DataError, unknown
 
 
@@ -97,7 +98,9 @@ def _load(target: str) -> Any:
 
 
 def dataset_format(path: Path) -> str | None:
-    """The name in `FORMATS` of the dataset at `path`; None when it is none of them."""
+    """The name in `FORMATS` of the dataset at `path`; None when it is none of them, or one that was not finished."""
+    if is_unfinished(path):
+        return None
     return next((name for name, f in FORMATS.items() if _load(f.check)(path)), None)
 
 
@@ -113,9 +116,12 @@ def open_source(path: Path, contract: Path | None = None) -> Source:
     if found is not None:
         if contract is not None and not found.startswith("rosbag2"):
             raise DataError(f"{path}: only ROS 2 recordings are read by a contract, this is a {FORMATS[found].title}")
-        return _load(FORMATS[found].source)(path, *([contract] if contract is not None else []))
+        with damage(path):
+            return _load(FORMATS[found].source)(path, *([contract] if contract is not None else []))
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and dataset_format(p)) if path.is_dir() else []
     hint = f"; inside it there is {', '.join(inside)}" if inside else ""
+    if is_unfinished(path):
+        raise DataError(f"{path}: was left by a writer that did not finish; run it again, which removes this")
     looked = ", ".join(f"{f.recognised_by} ({f.title})" for f in FORMATS.values())
     raise DataError(f"{path}: not a dataset: looked for {looked}{hint}")
 

@@ -59,8 +59,8 @@ class NpyStream:
 def map_npy(path: Path) -> np.ndarray:
     """The array in `path` as a read-only memory map; a missing, truncated or foreign file is a DataError."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise DataError(f"{path}: missing; it should hold one array of the dataset") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise DataError(f"{path}: truncated or not a .npy file ({error})") from error

@@ -154,6 +154,15 @@ class RobomimicSource(Source):
             self._names[feature.key] = name
         if left:
             self.notes.append(f"left out of every demonstration: {', '.join(sorted(left)[:8])}")
+        for name in self._demos[1:]:
+            demo = child(self._data, name, "group")
+            there = members(demo)
+            held = [n for n in FIXED.values() if n in there]
+            held += [f"obs/{n}" for n in members(child(demo, "obs", "group"))] if "obs" in there else []
+            lost = sorted(set(held) - set(wanted))
+            if lost:
+                self.notes.append(f"left out, as {self._demos[0]} lacks what {name} has: {', '.join(lost[:8])}")
+                break
         return tuple(features)
 
     def _masks(self, path: Path) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ def damage(where: object) -> Iterator[None]:
     except RobopolicyError:
         raise
     except Exception as error:  # Libraries raise OSError, KeyError, RuntimeError, ValueError, TypeError and more.
-        text = str(error.args[0]) if error.args else ""
+        text = getattr(error, "strerror", None) or (str(error.args[0]) if error.args else "")
         raise DataError(f"{where}: damaged ({type(error).__name__}: {text})") from error
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import glob
 import os
+import re
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from robopolicy.datasets.episodes import first_not_finite
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX, FeatureSpec
 
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 DATA_FILE = "dataset"
 """Name of the output inside the temporary directory of a format that is one file."""
 
@@ -187,6 +189,12 @@ class DatasetWriter(ABC):
 
     def _failure(self, error: OSError) -> DataError:
         return DataError(f"{self.path}: cannot be written ({error.strerror or error}); nothing was kept")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether `path` is, or is directly in, the hidden directory of a writer that is at work or was killed."""
+    place = path.absolute()
+    return any(UNFINISHED.fullmatch(p.name) for p in (place, place.parent))
 
 
 def _lock(directory: Path) -> int:

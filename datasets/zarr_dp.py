@@ -80,7 +80,10 @@ class _Array:
                 (meta.get("compressor") or {}).get("id"),
                 checksums,
             )
-            codecs = [array.compressor and str(array.compressor), *(str(c["id"]) for c in meta.get("filters") or [])]
+            codecs = [
+                None if array.compressor is None else str(array.compressor),
+                *(str(c["id"]) for c in meta.get("filters") or []),
+            ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
         if dtype.kind not in "biuf" or dtype.itemsize > 8 or not set(codecs) <= CODECS:

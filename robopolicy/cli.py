@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         # A full disk or a folder without permission, met where no room has a better word for it.
-        print(f"robopolicy: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        where = _one_line(str(error.filename or "file system"))
+        print(f"robopolicy: error: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 

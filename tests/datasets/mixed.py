@@ -77,3 +77,12 @@ def write_mixed(path: Path, to: str = "episodes", seed: int = 0, **options: Any)
         for episode in mixed_episodes(seed):
             writer.add(episode)
     return path
+
+
+def write_mixed_long(path: Path, copies: int = 40) -> Path:
+    """The mixed dataset many times over, an episode store that takes a while to convert."""
+    with make_writer("episodes", path, mixed_features(), FINGERPRINT, tasks=TASKS) as writer:
+        for seed in range(copies):
+            for episode in mixed_episodes(seed, (30, 1, 50)):
+                writer.add(episode)
+    return path
