@@ -109,7 +109,8 @@ class VideoReader:
             self._container, self._stream = _open(file, shape, threaded and shape[0] * shape[1] >= THREADED_PIXELS)
         except _failures() as error:
             raise DataError(f"{file}: truncated or not a video ({one_line(error)})") from error
-        # Kept, because building the tables of a conversion takes longer than converting a small frame.
+        # Kept, because building the tables of a conversion takes longer than converting a small frame; handing one
+        # to other threads takes longer, too.
         self._reformatter = VideoReformatter()
         self._frames: Iterator[tuple[int, Any]] = self._decoded()
         self._next = 0
@@ -179,7 +180,7 @@ class VideoReader:
             raise DataError(
                 f"{self.file}: frames should be {height}x{width} pixels, one has {frame.height}x{frame.width}"
             )
-        plane: Any = self._reformatter.reformat(frame, format=FORMATS[channels]).planes[0]
+        plane: Any = self._reformatter.reformat(frame, format=FORMATS[channels], threads=1).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
         out[:] = rows[:, : width * channels].reshape(self.shape)
 
@@ -294,7 +295,7 @@ class VideoWriter:
         try:
             for image in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame = self._reformatter.reformat(frame, format=self.codec.pixels)
+                frame = self._reformatter.reformat(frame, format=self.codec.pixels, threads=1)
                 frame.pts = self.n_frames
                 frame.time_base = 1 / self._stream.codec_context.framerate
                 self._container.mux(self._stream.encode(frame))
