@@ -239,7 +239,13 @@ class Blocks(Task):
     def fingerprint(self) -> dict[str, str]:
         import mujoco
 
-        return {"mujoco": mujoco.__version__, "blocks.xml": hashlib.sha256(MJCF.encode()).hexdigest()[:16]}
+        numbers = [TARGETS, TARGET_JITTER, TOLERANCE, REST_TOLERANCE, START, START_SPREAD, GOAL_SCATTER, MAX_STEP]
+        layout = np.concatenate([np.ravel(n) for n in numbers]).astype("<f8").tobytes()
+        return {
+            "mujoco": mujoco.__version__,
+            "blocks.xml": hashlib.sha256(MJCF.encode()).hexdigest()[:16],
+            "blocks layout": hashlib.sha256(layout).hexdigest()[:16],
+        }
 
     def render(self) -> np.ndarray:
         """The table from above [256, 256, 3] uint8 RGB; the goal's blocks are outlined in their colours."""
