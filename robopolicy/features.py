@@ -19,6 +19,8 @@ DTYPES = ("bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "
 MAX_SIZE = 2**31
 """Numbers in one time step of a feature that a file describes."""
 ACTION = "action"
+EXECUTED = "action.executed"
+"""Key of the action that a recording really executed, where "action" is what its expert meant."""
 TASK_INDEX = "task_index"
 """Key of the number of the instruction that holds at a step; the instructions are listed beside the data."""
 

@@ -14,7 +14,7 @@ from robopolicy.errors import RobopolicyError
 from robopolicy.evaluation.environments import TaskSource, make_task
 from robopolicy.evaluation.statistics import wilson
 from robopolicy.evaluation.workers import Arrays, Workers
-from robopolicy.features import Feature, FeatureSpec
+from robopolicy.features import EXECUTED, Feature, FeatureSpec
 from robopolicy.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ class Recorder:
             # An expert that perturbs its actions says what it meant; that is what should be learned.
             action = executed if ended else getattr(expert, "intended", executed)
             for key in self.keys:
-                columns[key].append(np.asarray(action) if key == features.action.key else observation[key])
+                if key == EXECUTED:
+                    columns[key].append(np.asarray(executed))
+                else:
+                    columns[key].append(np.asarray(action) if key == features.action.key else observation[key])
             observation, reward, terminated, truncated, info = task.step(
                 np.asarray(executed, dtype=features.action.dtype)
             )
@@ -86,7 +89,7 @@ class Recorder:
             left -= 1
             if (terminated or truncated) and not ended:
                 ended, left = True, DWELL_STEPS if info["success"] else 0
-        dtypes = {f.key: f.dtype for f in features} | {f.key: f.dtype for f in (REWARD, SUCCESS)}
+        dtypes = {f.key: f.dtype for f in stored_features(task, images=True)}
         return {k: np.asarray(v, dtype=dtypes[k]) for k, v in columns.items()}
 
 
@@ -106,7 +109,8 @@ def record(
 
     Episodes without a successful step are left out unless `keep_failures`, and the next seed is tried instead.
     Rows follow LeRobot: the observation is the one before the action, next.reward and next.success are what the
-    action led to. `images` False leaves image keys out. The expert of each episode is made with `seed` (the
+    action led to. An expert that perturbs its actions is recorded with what it meant as "action", which is what
+    should be learned, and with what it did as "action.executed", which a replay needs. `images` False leaves image keys out. The expert of each episode is made with `seed` (the
     episode's) and `expert_options`, for example {"noise": 4.0}. `workers` spawned processes do not change the content.
 
     Raises `RobopolicyError` when the expert fails so often that 10 attempts per wanted episode do not suffice, when
@@ -153,12 +157,13 @@ def record(
 
 
 def stored_features(task: "Task", images: bool) -> FeatureSpec:
-    """The task's features, with or without images, and what each action led to.
+    """The task's features, with or without images, the executed action, and what it led to.
 
     Goals are left out: training takes them from the future of an episode, whatever its expert was shown.
     """
     kept = tuple(f for f in task.features if (images or f.kind != "image") and f.kind != "goal")
-    return replace(task.features, features=(*kept, REWARD, SUCCESS))
+    executed = replace(task.features.action, key=EXECUTED)
+    return replace(task.features, features=(*kept, executed, REWARD, SUCCESS))
 
 
 def _rollouts(

@@ -14,6 +14,7 @@ import numpy as np
 
 from robopolicy import registry
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
+from robopolicy.features import EXECUTED
 from robopolicy.evaluation.environments import make_task
 from robopolicy.evaluation.statistics import Interval, wilson
 from robopolicy.progress import progress_bar
@@ -198,8 +199,9 @@ def _replay_one(
     lines = task.features.compare(spec, f"task {task.name!r}", "the dataset")
     if lines:
         raise FeatureMismatch("; ".join(lines))
-    action_key, inputs = task.features.action.key, [f.key for f in task.features.inputs]
-    actions = np.asarray(arrays[action_key], dtype=task.features.action.dtype)
+    inputs = [f.key for f in task.features.inputs]
+    executed = recorded[EXECUTED] if EXECUTED in recorded else arrays[task.features.action.key]
+    actions = np.asarray(executed, dtype=task.features.action.dtype)
     observation = task.restore(arrays)
     errors: list[dict[str, float]] = []
     success = False

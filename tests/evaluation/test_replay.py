@@ -13,7 +13,7 @@ from robopolicy.datasets.detect import make_writer, open_source
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
 from robopolicy.evaluation.record import record
 from robopolicy.evaluation.replay import replay
-from robopolicy.features import Feature, FeatureSpec
+from robopolicy.features import EXECUTED, Feature, FeatureSpec
 from robopolicy.sim.pusht import PushTImage, PushTKeypoints, PushTState
 from robopolicy.sim.task import Task
 
@@ -51,10 +51,21 @@ def test_recorded_episodes_are_reproduced(demos):
     assert all(then == now for then, now in result.fingerprints.values())
 
 
+def test_a_noisy_expert_replays_by_what_it_did_not_by_what_it_meant(tmp_path):
+    record("pusht", "scripted", tmp_path / "noisy", episodes=2, seed=3, progress=False)
+    done = replay(tmp_path / "noisy", progress=False)
+    assert max(e.largest["agent_position_px"] for e in done.episodes) < 1e-3
+    with open_source(tmp_path / "noisy") as source:
+        arrays = source.read(0, ["action", EXECUTED])
+    assert 2 < np.std(arrays["action"] - arrays[EXECUTED]) < 10
+    meant = altered(tmp_path / "noisy", tmp_path / "meant", lambda _, a: a.update({EXECUTED: a["action"]}))
+    assert min(e.largest["agent_position_px"] for e in replay(meant, progress=False).episodes) > 3
+
+
 def test_other_actions_are_found_from_the_step_on_at_which_states_part(demos, tmp_path):
     def stay_away(number, arrays):
         if number == 1:
-            arrays["action"][10:] = (20.0, 20.0)
+            arrays[EXECUTED][10:] = (20.0, 20.0)
 
     changed = altered(demos, tmp_path / "changed", stay_away, {"gym-pusht": "0.0.1"})
     result = replay(changed, "pusht", progress=False)
