@@ -110,8 +110,9 @@ def record(
     Episodes without a successful step are left out unless `keep_failures`, and the next seed is tried instead.
     Rows follow LeRobot: the observation is the one before the action, next.reward and next.success are what the
     action led to. An expert that perturbs its actions is recorded with what it meant as "action", which is what
-    should be learned, and with what it did as "action.executed", which a replay needs. `images` False leaves image keys out. The expert of each episode is made with `seed` (the
-    episode's) and `expert_options`, for example {"noise": 4.0}. `workers` spawned processes do not change the content.
+    should be learned, and with what it did as "action.executed", which a replay needs. `images` False leaves image
+    keys out. The expert of each episode is made with `seed` (the episode's) and `expert_options`, for example
+    {"noise": 4.0}. `workers` spawned processes do not change the content.
 
     Raises `RobopolicyError` when the expert fails so often that 10 attempts per wanted episode do not suffice, when
     the seeds would reach those reserved for tests, or when `out_path` exists.

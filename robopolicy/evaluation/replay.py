@@ -14,9 +14,9 @@ import numpy as np
 
 from robopolicy import registry
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
-from robopolicy.features import EXECUTED
 from robopolicy.evaluation.environments import make_task
 from robopolicy.evaluation.statistics import Interval, wilson
+from robopolicy.features import EXECUTED
 from robopolicy.progress import progress_bar
 
 if TYPE_CHECKING:
