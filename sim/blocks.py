@@ -239,7 +239,16 @@ class Blocks(Task):
     def fingerprint(self) -> dict[str, str]:
         import mujoco
 
-        numbers = [TARGETS, TARGET_JITTER, TOLERANCE, REST_TOLERANCE, START, START_SPREAD, GOAL_SCATTER, MAX_STEP]
+        numbers: list[Any] = [
+            TARGETS,
+            TARGET_JITTER,
+            TOLERANCE,
+            REST_TOLERANCE,
+            START,
+            START_SPREAD,
+            GOAL_SCATTER,
+            MAX_STEP,
+        ]
         layout = np.concatenate([np.ravel(n) for n in numbers]).astype("<f8").tobytes()
         return {
             "mujoco": mujoco.__version__,

@@ -126,12 +126,13 @@ def test_recorded_play_has_no_goal_and_ends_with_both_targets_filled(tmp_path) -
     summary = record("blocks", "scripted", tmp_path / "play", episodes=4, progress=False)
     episodes = open_dataset(tmp_path / "play")
     assert summary.episodes == episodes.n_episodes == 4
-    assert sorted(episodes.arrays) == ["action", "next.reward", "next.success", STATE]
+    assert sorted(episodes.arrays) == ["action", "action.executed", "next.reward", "next.success", STATE]
     assert episodes.features.action == Blocks.features.action
     for i in range(4):
         episode = episodes.episode(i)
         assert episode["next.reward"][-1] == 1.0
         assert episode["next.success"][-1]
-        # Without the noise that was executed, the recorded actions are not the changes of the set-point.
+        # The set-point changed by what was executed, which is not what is to be learned: that is without the noise.
         change = np.diff(episode[STATE][:, 8:], axis=0)
+        np.testing.assert_allclose(change, episode["action.executed"][:-1], atol=1e-6)
         assert 0.002 < np.std(change - episode["action"][:-1]) < 0.008
