@@ -190,7 +190,7 @@ def _blocks(policy: BESOConfig) -> TrainConfig:
 
 
 def _blocks_beso(goal_dropout: float = 0.0, guidance: float = 1.0) -> TrainConfig:
-    sampler = GuidedSamplerConfig(sigma_min=0.1, guidance=guidance)
+    sampler = GuidedSamplerConfig(guidance=guidance)
     return _blocks(BESOConfig(process=BESOProcessConfig(sigma_min=0.05), sampler=sampler, goal_dropout=goal_dropout))
 
 
