@@ -292,7 +292,8 @@ def hdf5(dataset: Path, rng: Rng) -> str:
         return scramble(dataset, rng)
     what = _pick(rng, list(HDF5_DAMAGE))
     with h5py.File(dataset, "r+") as file:
-        demo = file["data"][_pick(rng, sorted(file["data"]))]
+        name = _pick(rng, sorted(file["data"]))
+        demo = file["data"][name]
         place = _pick(rng, ["actions", "obs/" + _pick(rng, sorted(demo["obs"]))])
         values = demo[place][()]
         if what == "samples":
@@ -305,7 +306,7 @@ def hdf5(dataset: Path, rng: Rng) -> str:
             file.require_group("mask")["evil"] = np.array(["demo_99", "../x"], dtype="S")
         else:
             _replace(dataset, demo, place, values, what)
-    return f"{demo.name}/{place}: {what}" if what not in ("total", "attrs", "mask") else what
+    return f"{name}/{place}: {what}" if what not in ("total", "attrs", "mask") else what
 
 
 def _replace(dataset: Path, demo: Any, place: str, values: np.ndarray, what: str) -> None:
