@@ -23,12 +23,14 @@ from robopolicy.datasets.messages import parse_selector, select
 from robopolicy.datasets.resample import FeatureReader, FrameSampler, Missing, instruction, replay
 from robopolicy.datasets.rosbag import SUFFIXES, Bag, is_bag, natural_order, storage_files
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
+from robopolicy.datasets.untrusted import file_crc, read_json
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX, Feature, FeatureSpec
 from robopolicy.progress import progress_bar
 
 CONTRACT_DATA = f"{EXTENSION}.contract"
 ATTRIBUTES_DATA = f"{EXTENSION}.attributes"
+CHECKSUMS_FILE = "checksums.json"
 """Names of what our own bags carry in their free metadata, beside the extension."""
 MAX_STEPS = 10_000_000
 SAMPLED_BYTES = 4096
@@ -63,6 +65,26 @@ def is_sqlite3(path: Path) -> bool:
     return _storage(path) == "sqlite3"
 
 
+def _read_checksums(path: Path) -> dict[str, dict[Path, str]]:
+    """Per recording the checksums of its files, where our writer left them; removing the file removes the check."""
+    file = path / CHECKSUMS_FILE
+    if not path.is_dir() or not file.exists():
+        return {}
+    listed = read_json(file)
+    found: dict[str, dict[Path, str]] = {}
+    for name, checksum in listed.items() if isinstance(listed, dict) else [("", "")]:
+        parts = Path(name).parts
+        if not parts or Path(name).is_absolute() or ".." in parts or not isinstance(checksum, str):
+            raise DataError(f"{file}: damaged (it should map files inside {path} to checksums, found {name!r})")
+        inside = path / name
+        if len(parts) == 1 and (not inside.is_file() or file_crc(inside) != checksum):
+            raise DataError(f"{inside}: missing or changed (its checksum is not the one in {CHECKSUMS_FILE})")
+        if not (path / parts[0]).exists():
+            raise DataError(f"{path / parts[0]}: missing; {CHECKSUMS_FILE} names it")
+        found.setdefault(parts[0], {})[inside] = checksum
+    return found
+
+
 @dataclass
 class _Episode:
     bag: int
@@ -81,6 +103,7 @@ class RosbagSource(Source):
         self._bags = bags_in(path)
         if not self._bags:
             raise DataError(f"{path}: holds no rosbag2 recording")
+        self._checksums = _read_checksums(path)
         self._open: tuple[int, Bag] | None = None
         self.contract = self._find_contract(path, contract)
         self._readers: dict[str, FeatureReader] = {}
@@ -140,7 +163,11 @@ class RosbagSource(Source):
 
     def _scan(self, number: int, notes: list[str]) -> list[_Episode]:
         """The episodes of one recording, used and not."""
-        bag, name = self._bag(number), self._bags[number].name
+        name = self._bags[number].name
+        for file, wanted in self._checksums.get(name, {}).items():
+            if not file.is_file() or file_crc(file) != wanted:
+                raise DataError(f"{file}: missing or changed (its checksum is not the one in {CHECKSUMS_FILE})")
+        bag = self._bag(number)
         self._custom.append(bag.custom)
         notes += [f"{name}: {note}" for note in bag.notes]
         wanted = self.contract.topics()

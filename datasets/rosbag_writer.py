@@ -15,8 +15,9 @@ import numpy as np
 
 from robopolicy.datasets.contract import CONTRACT_FILE, SECOND, Contract, Task, TopicFeature
 from robopolicy.datasets.rosbag import latest_types, new_bag
-from robopolicy.datasets.rosbag_source import ATTRIBUTES_DATA, CONTRACT_DATA
+from robopolicy.datasets.rosbag_source import ATTRIBUTES_DATA, CHECKSUMS_FILE, CONTRACT_DATA
 from robopolicy.datasets.source import EXTENSION, extension
+from robopolicy.datasets.untrusted import file_crc
 from robopolicy.datasets.writer import DatasetWriter
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX, Feature, FeatureSpec
@@ -179,7 +180,10 @@ class RosbagWriter(DatasetWriter):
                 bag.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
 
     def _finish(self) -> None:
-        """Every bag was closed when its episode ended."""
+        """Every bag was closed when its episode ended; neither storage has checksums that readers compare."""
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        sums = {p.relative_to(self.folder).as_posix(): file_crc(p) for p in files}
+        (self.folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1))
 
 
 class McapBagWriter(RosbagWriter):

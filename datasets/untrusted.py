@@ -2,6 +2,7 @@
 
 import json
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,3 +65,12 @@ def parse_yaml(text: str, where: object) -> Any:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: damaged YAML ({' '.join(str(error).split())[:200]})") from error
+
+
+def file_crc(file: Path) -> str:
+    """CRC-32 of all bytes of a file, 8 hexadecimal digits."""
+    found = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            found = zlib.crc32(block, found)
+    return f"{found:08x}"

@@ -67,7 +67,7 @@ def check(
     else:
         kind, said = mutate(dataset, seed)
     before = snapshot(folder)
-    outcome, why = judge(attempts(dataset, folder / "out"), original, dataset, protected(variant, kind, said))
+    outcome, why = judge(attempts(dataset, folder / "out"), original, dataset, protected(variant, kind))
     assert outcome != "FAILED", f"{kind}: {said}: {why}"
     assert snapshot(folder) == before
     return outcome
