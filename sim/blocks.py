@@ -127,6 +127,7 @@ class Blocks(Task):
     score_name: ClassVar[str] = "result: share of the goal's block-target pairs filled"
     metrics: ClassVar[dict[str, str]] = {"reward": "0.49 for any target filled, 0.51 more for both, whatever the goal"}
     goal_source: ClassVar[str] = STATE
+    replay_tolerance: ClassVar[dict[str, float]] = {"block_position_m": 0.01}
     goal_dims: ClassVar[tuple[int, ...] | None] = (0, 1, 3, 4)
 
     def __init__(self) -> None:
@@ -235,6 +236,19 @@ class Blocks(Task):
 
     def hold_action(self, observation: Observation) -> np.ndarray:
         return np.zeros(2, np.float32)
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+        """Starts from the first recorded state, at rest; targets and goal are those of seed 0."""
+        return self.reset(seed=0, options={"state": np.asarray(arrays[STATE][0], np.float64)})[0]
+
+    @classmethod
+    def state_error(cls, recorded: Observation, reached: Observation) -> dict[str, float]:
+        """Distance of the farther block from where it was, and of the effector, in m."""
+        apart = np.subtract(recorded[STATE], reached[STATE], dtype=np.float64)
+        return {
+            "block_position_m": float(max(np.hypot(*apart[0:2]), np.hypot(*apart[3:5]))),
+            "effector_position_m": float(np.hypot(*apart[6:8])),
+        }
 
     def fingerprint(self) -> dict[str, str]:
         import mujoco

@@ -6,7 +6,7 @@ the one it would be trained for, and no policy learned from it can do better tha
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +105,9 @@ class Replay:
 
 
 def replay(
-    path: Path, task: str | None = None, episodes: Sequence[int] | None = None, progress: bool = True
+    path: Path, task: str | None = None, episodes: Sequence[int | str] | None = None, progress: bool = True
 ) -> Replay:
-    """Replays `episodes` (all by default) of the dataset at `path` in the registered task of this name.
+    """Replays `episodes` (numbers or ranges such as "0:50", all by default) of the dataset at `path` in the registered task of this name.
 
     Every episode starts from its first recorded state. Action t is executed and the observation that follows is
     compared with the recorded one of step t + 1; the last action only counts for success. Without `task`, it is chosen
@@ -116,11 +116,13 @@ def replay(
     Raises `RobopolicyError` when no task fits or the task cannot restore states, DataError for damaged data.
     """
     from robopolicy.datasets.detect import open_source
+    from robopolicy.datasets.split import by_range
 
     with open_source(path) as source:
-        numbers = list(range(source.n_episodes)) if episodes is None else list(dict.fromkeys(episodes))
-        if not numbers or not 0 <= min(numbers) <= max(numbers) < source.n_episodes:
-            raise RobopolicyError(f"{path}: has episodes 0..{source.n_episodes - 1}, asked for {numbers}")
+        wanted = ["0:"] if episodes is None else [str(e) for e in episodes]
+        numbers = list(dict.fromkeys(n for text in wanted for n in by_range(source.n_episodes, text)))
+        if not numbers:
+            raise RobopolicyError(f"{path}: no episodes to replay")
         name = task or guess_task(source)
         _check_task(name, registry.task_class(name))
         keys = [f.key for f in source.features if f.kind != "image"]
@@ -160,15 +162,22 @@ def guess_task(source: "Source") -> str:
             _, adapted = cls.adapt(first, known)
         except RobopolicyError:
             continue
-        if not cls.features.compare(adapted):
-            # A task whose own inputs were recorded goes before one for which they can be derived.
-            fitting.append((bool(cls.features.compare(known)), name))
+        wanted = recorded_features(cls.features)
+        if not wanted.compare(adapted):
+            # A task whose own inputs were recorded goes before one for which they can be derived, and one without a
+            # goal before one that also shows a goal.
+            fitting.append((bool(wanted.compare(known)), len(wanted.features) < len(cls.features.features), name))
     if not fitting:
         raise RobopolicyError(
             f"{source.path}: its features fit no task that can restore recorded states; name one with --task, "
             f"of {', '.join(registry.task_names())}"
         )
-    return min(fitting)[1]
+    return min(fitting)[-1]
+
+
+def recorded_features(features: "FeatureSpec") -> "FeatureSpec":
+    """Without goals, which recordings do not hold."""
+    return replace(features, features=tuple(f for f in features if f.kind != "goal"))
 
 
 def _check_task(name: str, cls: type["Task"]) -> None:
@@ -196,10 +205,10 @@ def _replay_one(
     task: "Task", number: int, recorded: dict[str, np.ndarray], features: "FeatureSpec"
 ) -> ReplayedEpisode:
     arrays, spec = task.adapt(recorded, features)
-    lines = task.features.compare(spec, f"task {task.name!r}", "the dataset")
+    lines = recorded_features(task.features).compare(spec, f"task {task.name!r}", "the dataset")
     if lines:
         raise FeatureMismatch("; ".join(lines))
-    inputs = [f.key for f in task.features.inputs]
+    inputs = [f.key for f in recorded_features(task.features).inputs]
     executed = recorded[EXECUTED] if EXECUTED in recorded else arrays[task.features.action.key]
     actions = np.asarray(executed, dtype=task.features.action.dtype)
     observation = task.restore(arrays)

@@ -224,3 +224,14 @@ def test_the_picture_shows_blocks_targets_and_goals() -> None:
     assert (task.render() != picture).any(), "the outlines of the goal change sides"
     # Nothing but the goal changes, and that only around the targets.
     assert (task.render() == picture)[110:].all()
+
+
+def test_recorded_play_is_reproduced(tmp_path):
+    from robopolicy.evaluation.record import record
+    from robopolicy.evaluation.replay import replay
+
+    record("blocks", "scripted", tmp_path / "play", episodes=2, progress=False)
+    done = replay(tmp_path / "play", episodes=["0:2"], progress=False)
+    assert done.task == "blocks"
+    assert done.reproduced.value == 1.0
+    assert max(e.final["block_position_m"] for e in done.episodes) < 2e-3

@@ -17,8 +17,8 @@ class ReplayArgs:
     path: tyro.conf.Positional[Path]
     task: str | None = None
     """Registered task; by default the one that the features of the dataset fit."""
-    episodes: tuple[int, ...] = ()
-    """Episode numbers; all by default."""
+    episodes: tuple[str, ...] = ()
+    """Episode numbers, or ranges such as 0:50; all by default."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON instead of text."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
