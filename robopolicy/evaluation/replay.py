@@ -107,8 +107,9 @@ class Replay:
 def replay(
     path: Path, task: str | None = None, episodes: Sequence[int | str] | None = None, progress: bool = True
 ) -> Replay:
-    """Replays `episodes` (numbers or ranges such as "0:50", all by default) of the dataset at `path` in the registered task of this name.
+    """Replays episodes of the dataset at `path` in the registered task of this name.
 
+    `episodes` are numbers or ranges such as "0:50", all by default.
     Every episode starts from its first recorded state. Action t is executed and the observation that follows is
     compared with the recorded one of step t + 1; the last action only counts for success. Without `task`, it is chosen
     by the features.
