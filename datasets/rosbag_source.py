@@ -164,8 +164,8 @@ class RosbagSource(Source):
     def _scan(self, number: int, notes: list[str]) -> list[_Episode]:
         """The episodes of one recording, used and not."""
         name = self._bags[number].name
-        for file, wanted in self._checksums.get(name, {}).items():
-            if not file.is_file() or file_crc(file) != wanted:
+        for file, checksum in self._checksums.get(name, {}).items():
+            if not file.is_file() or file_crc(file) != checksum:
                 raise DataError(f"{file}: missing or changed (its checksum is not the one in {CHECKSUMS_FILE})")
         bag = self._bag(number)
         self._custom.append(bag.custom)

@@ -190,9 +190,9 @@ def check_seal(where: Path, data: dict[str, Any]) -> None:
     """Raises DataError when what `sealed` covered was changed; metadata without a checksum is taken as it is."""
     if SEAL not in data and "sealed" not in data:
         return
-    names = data.get("sealed")
-    good = isinstance(names, list) and all(isinstance(n, str) and n in data for n in names)
-    if not good or data.get(SEAL) != _checksum({n: data[n] for n in names}):
+    listed = data.get("sealed")
+    names = listed if isinstance(listed, list) and all(isinstance(n, str) and n in data for n in listed) else None
+    if names is None or data.get(SEAL) != _checksum({n: data[n] for n in names}):
         raise DataError(
             f"{where}: the metadata was changed after it was written; remove {SEAL!r} and 'sealed' if meant"
         )

@@ -95,7 +95,7 @@ class EpisodeWriter(DatasetWriter):
 
 
 def _crc(values: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def is_store(path: Path) -> bool:
@@ -163,7 +163,7 @@ class StoreSource(Source):
         count = int(self.lengths[episode])
         row = array.dtype.itemsize * math.prod(array.shape[1:])
         values = np.empty((count, *array.shape[1:]), array.dtype)
-        rest = memoryview(values.reshape(-1).view(np.uint8))
+        rest = values.reshape(-1).view(np.uint8).data
         with file.open("rb", buffering=0) as stream:
             stream.seek(array.offset + (int(self.episode_ends[episode]) - count) * row)  # type: ignore[attr-defined]
             while len(rest):
