@@ -111,7 +111,7 @@ def open_source(path: Path, contract: Path | None = None) -> Source:
     does not exist may be the name of a fetched dataset of the catalog. Raises DataError for anything missing, damaged
     or unknown.
     """
-    path = _existing(Path(path).expanduser())
+    path = find_dataset(Path(path).expanduser())
     found = dataset_format(path)
     if found is not None:
         if contract is not None and not found.startswith("rosbag2"):
@@ -126,8 +126,8 @@ def open_source(path: Path, contract: Path | None = None) -> Source:
     raise DataError(f"{path}: not a dataset: looked for {looked}{hint}")
 
 
-def _existing(path: Path) -> Path:
-    """`path`, or the fetched dataset of the catalog whose name it is."""
+def find_dataset(path: Path) -> Path:
+    """`path` if it exists, otherwise the fetched dataset of the catalog whose name it is; DataError for neither."""
     from robopolicy.datasets.fetch import local_path, read_catalog
 
     if path.exists():
@@ -136,7 +136,7 @@ def _existing(path: Path) -> Path:
     if found is not None:
         return found
     hint = f"; it is in the catalog: robopolicy data fetch {path}" if str(path) in read_catalog() else ""
-    raise DataError(f"{path}: no such file or directory{hint}")
+    raise DataError(f"{path}: no such dataset{hint}")
 
 
 def open_dataset(

@@ -248,12 +248,15 @@ def held_out_windows(
     """
     import numpy as np
 
+    from robopolicy.datasets.detect import find_dataset
     from robopolicy.datasets.windows import split_episodes
     from robopolicy.training.config import DataConfig, TrainConfig
     from robopolicy.training.data import load_data, validation_batch
 
-    if not path.exists():
-        raise RobopolicyError(f"--data {path}: no such dataset")
+    try:
+        path = find_dataset(path.expanduser())
+    except DataError as error:
+        raise RobopolicyError(f"--data {error}") from error
     config = TrainConfig(composed.config, task, DataConfig(path, validation_fraction=0.0))
     data = load_data(config, path)
     left, count = set(data.train_ids.tolist()), data.episodes.n_episodes

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from robopolicy.configs import from_dict, to_dict
-from robopolicy.errors import CheckpointError, RobopolicyError
+from robopolicy.errors import CheckpointError, DataError, RobopolicyError
 from robopolicy.policies.base import Policy
 from robopolicy.recipes import RECIPES, recipe
 from robopolicy.training.checkpoint import _read_json, write_json
@@ -101,9 +101,12 @@ def _train(trainer: Trainer) -> TrainResult:
 def demonstrations(config: TrainConfig) -> Path:
     """The dataset to train on; without a path, scripted demonstrations, recorded once under outputs/demos."""
     if config.data.path is not None:
-        if not config.data.path.exists():
-            raise RobopolicyError(f"--data.path {config.data.path}: no such dataset")
-        return config.data.path
+        from robopolicy.datasets.detect import find_dataset
+
+        try:
+            return find_dataset(config.data.path.expanduser())
+        except DataError as error:
+            raise RobopolicyError(f"--data.path {error}") from error
     from robopolicy.evaluation.record import record
 
     path = Path("outputs") / "demos" / f"{config.task}_scripted_{config.data.scripted_episodes}"

@@ -308,6 +308,6 @@ def test_command_line(tmp_path, capsys):
     assert data["findings"][0]["episode"] == 6
     assert data["guesses"][0]["what"] == "mode"
     assert main(["data", "doctor", str(tmp_path / "nothing")]) == 2
-    assert "no such file or directory" in capsys.readouterr().err
-    with pytest.raises(DataError, match="no such file"):
+    assert "no such dataset" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no such dataset"):
         diagnose(tmp_path / "nothing")
