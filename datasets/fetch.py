@@ -9,7 +9,6 @@ import fcntl
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -184,10 +183,9 @@ def _get(name: str, part: Part, target: Path, source: str | None) -> None:
 
 
 def _assemble(entry: Entry, root: Path, waiting: Path) -> None:
-    """Unpacks into a hidden folder, looks at the result, and gives it its name."""
-    for left in root.glob(f".{entry.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = root / f".{entry.name}.{uuid.uuid4().hex[:12]}.tmp"
+    """Unpacks beside the downloads, looks at the result, and moves it to its place."""
+    folder = root / DOWNLOADS / f"{entry.name}.unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         for part in entry.files:

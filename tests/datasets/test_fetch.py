@@ -261,7 +261,7 @@ def test_other_content_than_the_catalog_says_is_refused(catalog: Path, server: S
     with pytest.raises(DataError, match=r"inner/d\.zarr is not in what was downloaded"):
         fetch("zipped")
     assert not (catalog / "zipped").exists()
-    assert not list(catalog.glob(".zipped.*"))
+    assert not list(catalog.rglob("*.unpacked"))
 
 
 def test_the_catalog_is_sound() -> None:
