@@ -71,13 +71,13 @@ def main() -> None:
     n, failed = total.total(), total["FAILED"]
     print(f"{n - failed} of {n} survived; {dict(total)}")
     if args.record:
-        low, high = wilson(n - failed, n)
+        interval = wilson(n - failed, n)
         record(
             "corrupt_inputs_survived",
             f"python benchmarks/corrupt_inputs.py --each {args.each} --seed {args.seed} --record",
             (n - failed) / n,
-            low,
-            high,
+            interval.low,
+            interval.high,
             "share of damaged datasets handled",
             n,
             seeds=f"{args.seed}..{args.seed + args.each - 1} for each of {len(table)} datasets",

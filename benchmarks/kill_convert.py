@@ -88,13 +88,13 @@ def main() -> None:
             report[to] = {"survived": survived, "while_writing": in_write, "seconds": round(duration, 2)}
             good, total = good + survived, total + args.kills
     if args.record:
-        low, high = wilson(good, total)
+        interval = wilson(good, total)
         record(
             "kill_convert_survived",
             f"python benchmarks/kill_convert.py --kills {args.kills} --seed {args.seed} --record",
             good / total,
-            low,
-            high,
+            interval.low,
+            interval.high,
             "share of kills survived",
             total,
             seeds=args.seed,

@@ -16,10 +16,11 @@ import numpy as np
 
 from robopolicy.datasets.cache import content_digest
 from robopolicy.datasets.episodes import locate
-from robopolicy.datasets.lerobot_meta import BOOKKEEPING, CHECKSUMS, Meta, Stored, inside, read_json, read_meta
+from robopolicy.datasets.lerobot_meta import BOOKKEEPING, CHECKSUMS, Meta, Stored, inside, read_meta
 from robopolicy.datasets.parquet import join_tables, open_parquet, read_parquet, to_numpy
 from robopolicy.datasets.pictures import decode_picture
 from robopolicy.datasets.source import Source, read_extension
+from robopolicy.datasets.untrusted import read_json
 from robopolicy.datasets.video import VideoIndex, VideoReader, decode_runs, index_video
 from robopolicy.errors import DataError
 from robopolicy.features import TASK_INDEX, Feature, FeatureSpec

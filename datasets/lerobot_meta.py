@@ -17,6 +17,7 @@ import numpy as np
 
 from robopolicy.datasets.parquet import MAX_STEP_VALUES, join_tables, numbers, open_parquet, read_parquet, strings
 from robopolicy.datasets.source import EXTENSION
+from robopolicy.datasets.untrusted import read_json, read_text
 from robopolicy.errors import DataError
 from robopolicy.features import ACTION, TASK_INDEX, Feature, Kind
 
@@ -142,25 +143,9 @@ def _read_info(file: Path) -> dict[str, Any]:
     return info
 
 
-def read_json(file: Path) -> Any:
-    """A JSON object in a file of its own."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
-
-
 def _read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of every line of a .jsonl file."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: damaged ({error})") from error
-    for number, line in enumerate(lines):
+    for number, line in enumerate(read_text(file).splitlines()):
         where = f"{file}, line {number + 1}"
         try:
             found = json.loads(line)

@@ -38,7 +38,7 @@ ARRAYS = "arrays"
 """Entry of our extension: the array of every key."""
 CHECKSUMS = "checksums"
 """Entry of our extension: CRC-32 of every chunk file of every array, in order; neither zarr nor blosc has any."""
-CHANGED = f"the dataset was changed after it was written (remove {EXTENSION!r} from .zattrs to read it all the same)"
+CHANGED = f"the dataset was changed after it was written; without {EXTENSION!r} in .zattrs and meta/.zattrs it reads"
 CODECS = {None, "blosc", "zstd", "lz4", "zlib", "gzip", "shuffle", "delta"}
 ZLIB_OR_GZIP = 47
 """zlib's `wbits` that recognises both headers."""
@@ -267,7 +267,8 @@ def _arrays(path: Path) -> tuple[dict[str, _Array], dict[str, Any]]:
     folder = path / "data"
     if not folder.is_dir():
         raise DataError(f"{folder}: missing; a replay buffer has data/* and meta/episode_ends")
-    found = [_Array.at(child) for child in sorted(folder.iterdir()) if (child / ".zarray").exists()]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not (child / ".zgroup").exists()]
+    found = [_Array.at(child) for child in children]
     if not found:
         raise DataError(f"{folder}: holds no arrays")
     features = FeatureSpec(tuple(array.feature for array in found))
@@ -276,14 +277,18 @@ def _arrays(path: Path) -> tuple[dict[str, _Array], dict[str, Any]]:
 
 def _extension(path: Path) -> dict[str, Any] | None:
     file = path / ".zattrs"
-    if not file.exists():
-        return None
-    attributes = read_json(file)
-    if not isinstance(attributes, dict):
-        raise DataError(f"{file}: should be an object, found {type(attributes).__name__}")
-    found = attributes.get(EXTENSION)
+    found = _attributes(file).get(EXTENSION)
+    if found is None and EXTENSION in _attributes(path / "meta" / ".zattrs"):
+        raise DataError(f"{file}: lacks {EXTENSION!r}, which meta/.zattrs announces; {CHANGED}")
     if found is not None and not isinstance(found, dict):
         raise DataError(f"{file}: {EXTENSION} metadata should be an object, found {type(found).__name__}")
+    return found
+
+
+def _attributes(file: Path) -> dict[str, Any]:
+    found = read_json(file) if file.exists() else {}
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: should be an object, found {type(found).__name__}")
     return found
 
 

@@ -66,6 +66,8 @@ class ReplayBufferWriter(DatasetWriter):
             CHECKSUMS: checksums | {"episode_ends": ends.close()},
         }
         (self.folder / ".zattrs").write_text(json.dumps({EXTENSION: described}))
+        # So that a dataset that lost its description is not taken for one that never had any.
+        (self.folder / "meta" / ".zattrs").write_text(json.dumps({EXTENSION: "described in ../.zattrs"}))
 
 
 class _Stream:

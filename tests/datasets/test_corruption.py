@@ -28,6 +28,7 @@ ALL = {f.__name__: f for f in (*GENERAL, *TEXTUAL, *(f for found in SPECIFIC.val
 ONCE_WRONG = (
     ("zarr", "nested", 3),  # .zarray of brackets
     ("zarr-plain", "metadata", 372),  # a codec named by an object
+    ("lerobot", "link_outside", 38),  # info.json is /dev/zero
     ("rosbag2-mcap", "nested", 0),  # metadata.yaml of brackets
     ("rosbag2-mcap", "link_outside", 10),  # metadata.yaml is /dev/zero
     ("rosbag2-mcap", "metadata", 348),  # a file name of 100,000 letters
@@ -86,6 +87,19 @@ def test_what_once_went_wrong(
     variant: str, kind: str, seed: int, good: dict[str, tuple[Path, Any]], attempts: Attempts, tmp_path: Path
 ) -> None:
     check(variant, kind, seed, good, attempts, tmp_path)
+
+
+def test_a_replay_buffer_that_lost_a_description_is_not_taken_for_another(
+    good: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    for variant, name, message in (
+        ("zarr", ".zattrs", r"lacks 'robopolicy', which meta/.zattrs announces"),
+        ("zarr-plain", "data/state/.zarray", r"state/.zarray: missing"),
+    ):
+        path = shutil.copytree(good[variant][0], tmp_path / variant)
+        (path / name).unlink()
+        with pytest.raises(DataError, match=message):
+            open_source(path)
 
 
 @pytest.mark.parametrize(

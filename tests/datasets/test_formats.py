@@ -293,7 +293,7 @@ def test_format_is_detected(replay_buffer: Path, memory: Episodes, tmp_path: Pat
         DataError, match=r"not a dataset: looked for episodes.json .*inside it there is demo.zarr, ler"
     ):
         open_dataset(tmp_path)
-    with pytest.raises(DataError, match="nowhere: no such file"):
+    with pytest.raises(DataError, match="nowhere: no such dataset"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"\.zgroup: not a dataset"):
         open_dataset(replay_buffer / ".zgroup")
