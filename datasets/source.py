@@ -58,6 +58,8 @@ class Source(ABC):
         """What else the format says about the whole dataset, in plain JSON types."""
         self.notes = list(notes)
         """One line for each thing that was repaired or left out while opening."""
+        if not features.keys():
+            raise DataError(f"{path}: describes no features")
         if len(self.lengths) == 0:
             raise DataError(f"{path}: holds no episode")
         if self.lengths.min() < 1:

@@ -295,6 +295,14 @@ def test_reading_an_episode_compares_checksums_and_training_does_not(tmp_path: P
     assert read_store(without_checksums(path)).features["observation.state"].units[0] == "cm"
 
 
+def test_a_store_without_features_is_refused(tmp_path: Path, memory: Episodes) -> None:
+    path = without_checksums(write(tmp_path / "demo", memory))
+    manifest = json.loads((path / "episodes.json").read_text()) | {"features": []}
+    (path / "episodes.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="demo: describes no features"):
+        read_store(path)
+
+
 def test_damaged_stores_are_named(tmp_path: Path, memory: Episodes) -> None:
     def damaged(name: str) -> Path:
         return write(tmp_path / name, memory)
