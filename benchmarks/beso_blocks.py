@@ -2,12 +2,13 @@
 
     robopolicy data record --task blocks --output PLAY --episodes 2500 --workers 2
     for s in 42 43 44: robopolicy train blocks-beso-cfg --data.path PLAY --seed $s --output RUNS/blocks_$s
-    python benchmarks/beso_blocks.py RUNS/blocks_42 RUNS/blocks_43 RUNS/blocks_44 [--many RUNS/blocks_42]
+    python benchmarks/beso_blocks.py --record RUNS/blocks_42 RUNS/blocks_43 RUNS/blocks_44 --many RUNS/blocks_42
 
 Every run is evaluated on the same test seeds. Result counts only what the goal asked, reward whatever was filled.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ import numpy as np
 import torch
 from ledger import record
 
-from robopolicy.evaluation.result import EvalInfo
 from robopolicy.evaluation.rollout import evaluate
-from robopolicy.evaluation.statistics import mean_over_seeds, paired_bootstrap
+from robopolicy.evaluation.statistics import bootstrap_mean, mean_over_seeds, paired_bootstrap
 from robopolicy.sim.blocks import Blocks
 from robopolicy.sim.task import TEST_SEEDS
 from robopolicy.training import checkpoint
@@ -38,21 +38,21 @@ class ShuffledGoals(Blocks):
         return self._observe(), self._info()
 
 
-def run(policy: Any, task: Any, episodes: int, **sampler: Any) -> EvalInfo:
-    """Evaluates with some settings of the sampler changed, and puts them back."""
-    before = {name: getattr(policy.config.sampler, name) for name in sampler}
-    for name, value in sampler.items():
-        setattr(policy.config.sampler, name, value)
-    seeds = range(TEST_SEEDS, TEST_SEEDS + episodes)
-    info = evaluate(policy, task, seeds, n_envs=50, record_video=0, pictures=0).info
-    for name, value in before.items():
-        setattr(policy.config.sampler, name, value)
-    print(f"{task if isinstance(task, str) else task.__name__} {sampler}: {info.score} {info.metrics}", flush=True)
-    return info
-
-
-def scores(info: EvalInfo) -> list[float]:
-    return [e.score for e in info.episodes]
+def run(folder: Path, policy: Any, variant: str, episodes: int) -> dict[str, list[float]]:
+    """Scores and rewards of one variant on test seeds; kept beside the run, and read from there when they exist."""
+    file = folder / f"blocks_{variant}_{episodes}.json"
+    if not file.exists():
+        sampler = policy.config.sampler
+        sampler.name, sampler.steps = "ddim", 50 if variant == "many" else STEPS
+        sampler.guidance = 0.0 if variant == "blind" else 1.0
+        task: Any = ShuffledGoals if variant == "shuffled" else "blocks"
+        seeds = range(TEST_SEEDS, TEST_SEEDS + episodes)
+        info = evaluate(policy, task, seeds, n_envs=50, record_video=0, pictures=0).info
+        found = {"result": [e.score for e in info.episodes], "reward": [e.metrics["reward"] for e in info.episodes]}
+        file.write_text(json.dumps(found))
+    values = json.loads(file.read_text())
+    print(f"{folder} {variant}: {', '.join(f'{k} {bootstrap_mean(v)}' for k, v in values.items())}", flush=True)
+    return values  # type: ignore[no-any-return]
 
 
 def main() -> None:
@@ -61,44 +61,43 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--many", type=Path, nargs="*", default=[], help="runs to sample with 50 steps as well")
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[EvalInfo]] = {"goal": [], "blind": [], "shuffled": []}
-    differences: list[str] = []
-    seeds, steps = [], []
+    found: dict[str, list[dict[str, list[float]]]] = {"goal": [], "blind": [], "shuffled": []}
+    differences, seeds, steps = [], [], []
     for path in args.runs:
         policy, about = checkpoint.load(path)
         seeds.append(about["provenance"]["seed"])
         steps.append(about["provenance"]["step"])
-        settings = {"name": "ddim", "steps": STEPS}
-        found["goal"].append(run(policy, "blocks", args.episodes, **settings, guidance=1.0))
-        found["blind"].append(run(policy, "blocks", args.episodes, **settings, guidance=0.0))
-        found["shuffled"].append(run(policy, ShuffledGoals, args.episodes, **settings, guidance=1.0))
+        for variant, values in found.items():
+            values.append(run(path, policy, variant, args.episodes))
         if path in args.many:
-            many = run(policy, "blocks", args.episodes, name="ddim", steps=50, guidance=1.0)
-            gap = paired_bootstrap(scores(many), scores(found["goal"][-1]))
-            differences.append(f"training seed {seeds[-1]}: {many.score}, paired difference to {STEPS} steps {gap}")
-    command = "python benchmarks/beso_blocks.py " + " ".join(f"RUNS/blocks_{s}" for s in seeds)
+            many = run(path, policy, "many", args.episodes)["result"]
+            gap = paired_bootstrap(many, found["goal"][-1]["result"])
+            differences.append(f"seed {seeds[-1]} {bootstrap_mean(many)}, {STEPS} minus 50 steps {gap}")
+    if not args.record:
+        return
+    command = "python benchmarks/beso_blocks.py --record " + " ".join(f"RUNS/blocks_{s}" for s in seeds)
     where = f"train {seeds}, test {TEST_SEEDS}..{TEST_SEEDS + args.episodes - 1}"
-    n = args.episodes * len(args.runs)
 
-    def pooled(name: str, values: list[list[float]], unit: str, note: str) -> None:
+    def pooled(name: str, variant: str, kind: str, note: str) -> None:
+        values = [v[kind] for v in found[variant]]
         mean = mean_over_seeds(values)
         per_seed = ", ".join(f"{np.mean(v):.3f}" for v in values)
-        text = f"{STEPS}-step DDIM. Per training seed: {per_seed}. {note}".strip()
-        record(name, command, mean.value, mean.low, mean.high, unit, n, seeds=where, note=text)
+        text = f"{STEPS}-step DDIM. Per training seed: {per_seed}. {note}"
+        n = args.episodes * len(args.runs)
+        record(name, command, mean.value, mean.low, mean.high, kind, n, seeds=where, note=text)
 
     trained = f"blocks-beso-cfg, {steps[0]} training steps, last checkpoint, no selection."
-    many_note = f" 50 steps: {'; '.join(differences)}." if differences else ""
-    result, reward = "result", "reward"
-    pooled("beso_blocks_result", [scores(i) for i in found["goal"]], result, trained + many_note)
-    metric = [[e.metrics["reward"] for e in i.episodes] for i in found["goal"]]
-    pooled("beso_blocks_reward", metric, reward, trained)
-    blind_reward = np.mean([e.metrics["reward"] for i in found["blind"] for e in i.episodes])
-    note = f"Guidance 0: the goal is not seen; reward {blind_reward:.3f}."
-    pooled("beso_blocks_goal_blind", [scores(i) for i in found["blind"]], result, note)
-    note = "The goal shown is drawn without regard to the one that counts."
-    pooled("beso_blocks_shuffled", [scores(i) for i in found["shuffled"]], result, note)
+    many_note = f" With 50 steps: {'; '.join(differences)}." if differences else ""
+    pooled("beso_blocks_result", "goal", "result", trained + many_note)
+    pooled("beso_blocks_reward", "goal", "reward", trained)
+    reward = np.mean([v["reward"] for v in found["blind"]])
+    pooled("beso_blocks_goal_blind", "blind", "result", f"Guidance 0: the goal is not seen; reward {reward:.3f}.")
+    reward = np.mean([v["reward"] for v in found["shuffled"]])
+    note = f"The goal shown is drawn without regard to the one that counts; reward {reward:.3f}."
+    pooled("beso_blocks_shuffled", "shuffled", "result", note)
 
 
 if __name__ == "__main__":
