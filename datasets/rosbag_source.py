@@ -74,14 +74,11 @@ def _read_checksums(path: Path) -> dict[str, dict[Path, str]]:
     found: dict[str, dict[Path, str]] = {}
     for name, checksum in listed.items() if isinstance(listed, dict) else [("", "")]:
         parts = Path(name).parts
-        if not parts or Path(name).is_absolute() or ".." in parts or not isinstance(checksum, str):
-            raise DataError(f"{file}: damaged (it should map files inside {path} to checksums, found {name!r})")
-        inside = path / name
-        if len(parts) == 1 and (not inside.is_file() or file_crc(inside) != checksum):
-            raise DataError(f"{inside}: missing or changed (its checksum is not the one in {CHECKSUMS_FILE})")
+        if len(parts) < 2 or Path(name).is_absolute() or ".." in parts or not isinstance(checksum, str):
+            raise DataError(f"{file}: damaged (it should map files of recordings to checksums, found {name!r})")
         if not (path / parts[0]).exists():
             raise DataError(f"{path / parts[0]}: missing; {CHECKSUMS_FILE} names it")
-        found.setdefault(parts[0], {})[inside] = checksum
+        found.setdefault(parts[0], {})[path / name] = checksum
     return found
 
 

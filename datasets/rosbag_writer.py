@@ -180,8 +180,11 @@ class RosbagWriter(DatasetWriter):
                 bag.write(connection, stamp, store.serialize_cdr(message, connection.msgtype))
 
     def _finish(self) -> None:
-        """Every bag was closed when its episode ended; neither storage has checksums that readers compare."""
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        """Every bag was closed when its episode ended; neither storage has checksums that readers compare.
+
+        The contract has none: it may be edited, and is compared with what the bags carry.
+        """
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.parent != self.folder)
         sums = {p.relative_to(self.folder).as_posix(): file_crc(p) for p in files}
         (self.folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1))
 

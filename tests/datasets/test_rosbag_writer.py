@@ -49,7 +49,7 @@ def test_any_reader_finds_standard_messages_with_the_stamps_of_the_ticks(name: s
 def test_the_same_data_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     a, b = write_mixed(tmp_path / "a", name), write_mixed(tmp_path / "b", name)
     files = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
-    assert len(files) == 9
+    assert len(files) == 10
     for file in files:
         assert (a / file).read_bytes() == (b / file).read_bytes(), file
 
@@ -156,5 +156,8 @@ def test_what_the_bags_say_about_themselves_must_be_true(tmp_path: Path) -> None
     (path / "contract.yaml").write_text(contract)
     other = path / "episode_000001" / "metadata.yaml"
     other.write_text(other.read_text().replace("go home, slowly", "go home, faster"))
+    with pytest.raises(DataError, match=r"metadata.yaml: missing or changed \(its checksum is not the one"):
+        open_source(path)
+    (path / "checksums.json").unlink()
     with pytest.raises(DataError, match="carry different"):
         open_source(path)
