@@ -180,7 +180,7 @@ def _blocks(policy: BESOConfig) -> TrainConfig:
         OptimConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, warmup_steps=200, clip_norm=1.0),
         replace(SMALL_EMA),
         EvalConfig(0, 20, 20),
-        steps=12_000,
+        steps=8000,
         batch_size=64,
         precision="auto",
         threads=1,
