@@ -93,6 +93,8 @@ def test_workers_do_not_outlive_their_parent(tmp_path, sent, send):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job that a shell started in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     pids = [int(p) for p in parent.stdout.readline().split()]
     assert len(pids) == 2
