@@ -205,18 +205,29 @@ def _checksum(described: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 
 
+def read_description(data: dict[str, Any]) -> tuple[FeatureSpec, tuple[str, ...], dict[str, str], dict[str, Any]]:
+    """Features, instructions, fingerprint and metadata as our own files spell them; any of the last three may lack.
+
+    Raises TypeError, ValueError, KeyError, AttributeError or RobopolicyError where it is not that.
+    """
+    features = FeatureSpec.from_dict(data)
+    tasks, fingerprint, metadata = data.get("tasks", []), data.get("fingerprint", {}), data.get("metadata", {})
+    if type(tasks) is not list or not all(type(t) is str for t in tasks):
+        raise ValueError("'tasks' is not a list of texts")
+    if type(fingerprint) is not dict or not all(type(v) is str for v in fingerprint.values()):
+        raise ValueError("'fingerprint' is not a table of texts")
+    if type(metadata) is not dict:
+        raise ValueError("'metadata' is not a table")
+    return features, tuple(tasks), fingerprint, metadata
+
+
 def read_extension(where: Path, data: Any) -> tuple[FeatureSpec, tuple[str, ...], dict[str, str], dict[str, Any]]:
     """The inverse of `extension`; the caller compares the features with what the files really hold."""
     try:
         if data["version"] != EXTENSION_VERSION:
             raise DataError(f"{where}: {EXTENSION} metadata of version {data['version']}, this release reads 1")
         check_seal(where, data)
-        features = FeatureSpec.from_dict(data)
-        tasks = tuple(str(t) for t in data["tasks"])
-        fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
-        metadata = dict(data["metadata"])
-        if features.rate_hz is not None and not 0 < float(features.rate_hz) < float("inf"):
-            raise ValueError(f"rate_hz {features.rate_hz}")
+        features, tasks, fingerprint, metadata = read_description(data)
     except DataError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:

@@ -21,7 +21,7 @@ import numpy as np
 
 from robopolicy.datasets.episodes import Episodes, check_structure
 from robopolicy.datasets.npy import NpyStream, map_npy
-from robopolicy.datasets.source import Source, check_seal, load, sealed
+from robopolicy.datasets.source import Source, check_seal, load, read_description, sealed
 from robopolicy.datasets.untrusted import read_json
 from robopolicy.datasets.writer import DatasetWriter
 from robopolicy.errors import DataError, RobopolicyError
@@ -116,11 +116,9 @@ class StoreSource(Source):
             raise DataError(f"{manifest}: format version {version}, this release reads {FORMAT_VERSION}")
         check_seal(manifest, data)
         try:
-            features = FeatureSpec.from_dict(data)
+            features, tasks, fingerprint, metadata = read_description(data)
             known = {str(k): int(v) for k, v in data.get("checksums", {}).items()}
-            fingerprint = {str(k): str(v) for k, v in data["fingerprint"].items()}
             counts = int(data["n_episodes"]), int(data["n_steps"])
-            tasks, metadata = [str(t) for t in data.get("tasks", [])], dict(data.get("metadata", {}))
         except (KeyError, TypeError, ValueError, AttributeError, RobopolicyError) as error:
             raise DataError(f"{manifest}: damaged ({type(error).__name__}: {error})") from error
         ends = _checked(path / ENDS, known)

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from robopolicy.errors import FeatureMismatch, RobopolicyError, did_you_mean, unknown
 
@@ -18,6 +18,8 @@ KINDS: tuple[str, ...] = ("state", "image", "goal", "language", "action")
 DTYPES = ("bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
 MAX_SIZE = 2**31
 """Numbers in one time step of a feature that a file describes."""
+MAX_KEY = 200
+"""Characters of a key: formats make it the name of a file, and those end at 255 bytes."""
 ACTION = "action"
 EXECUTED = "action.executed"
 """Key of the action that a recording really executed, where "action" is what its expert meant."""
@@ -39,6 +41,12 @@ class Control:
     """Rotation representation: rot6d, quat_wxyz, axis_angle, euler_xyz, none."""
     gripper: str = "none"
     """Sign of the gripper command: positive_closes, positive_opens, none."""
+
+    def __post_init__(self) -> None:
+        for name in ("target", "mode"):
+            choices = get_args(get_type_hints(Control)[name])
+            if getattr(self, name) not in choices:
+                raise unknown(f"{name} of a control mode:", str(getattr(self, name))[:40], choices)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class Feature:
         """
         known = dict(data)
         for name in ("shape", "names", "units", "low", "high"):
+            if not isinstance(known.get(name, ()), list | tuple):
+                raise TypeError(f"{name!r} is no list")
             known[name] = tuple(known.get(name, ()))
         if known.get("control") is not None:
             known["control"] = Control(**known["control"])
@@ -91,8 +101,11 @@ class Feature:
         sizes = all(type(n) is int and n >= 0 for n in feature.shape) and math.prod(feature.shape) <= MAX_SIZE
         texts = all(type(t) is str for t in (feature.key, *feature.names, *feature.units))
         numbers = all(type(n) in (int, float) for n in (*feature.low, *feature.high))
-        if not (sizes and texts and numbers and feature.key and feature.dtype in DTYPES):
+        says = feature.control is None or all(type(v) is str for v in asdict(feature.control).values())
+        if not (sizes and texts and numbers and says and feature.key and feature.dtype in DTYPES):
             raise ValueError(f"no feature: {str(known)[:200]}")
+        if len(feature.key.encode()) > MAX_KEY:
+            raise ValueError(f"key {feature.key[:40]!r}... has more than {MAX_KEY} bytes")
         return feature
 
 
@@ -186,7 +199,11 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "FeatureSpec":
-        return cls(tuple(Feature.from_dict(f) for f in data["features"]), data.get("rate_hz"))
+        """The inverse of `to_dict` after a trip through JSON; errors as in `Feature.from_dict`."""
+        rate = data.get("rate_hz")
+        if rate is not None and not (type(rate) in (int, float) and 0 < rate < math.inf):
+            raise ValueError(f"rate_hz is {str(rate)[:40]!r}, expected a number above 0 or null")
+        return cls(tuple(Feature.from_dict(f) for f in data["features"]), rate)
 
     def schema_hash(self) -> str:
         """16 hexadecimal digits that change whenever any described property changes."""

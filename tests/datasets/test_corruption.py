@@ -4,6 +4,7 @@ The cases are mutations by name or number that once went wrong, and a few of eac
 corrupt_inputs.py runs hundreds.
 """
 
+import json
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import Attempts, contents, corpus, file_name, judge, protected, snapshot
+from dataset_files import without_checksums
 from mixed import write_mixed, write_mixed_long
-from mutations import GENERAL, SPECIFIC, TEXTUAL, mutate, prepare_outside
+from mutations import GENERAL, HOSTILE_VALUES, SPECIFIC, TEXTUAL, mutate, prepare_outside
 
 from robopolicy import cli
 from robopolicy.datasets.detect import dataset_format, open_source
+from robopolicy.datasets.info import describe, format_info
 from robopolicy.datasets.untrusted import parse_yaml
-from robopolicy.errors import DataError
+from robopolicy.errors import DataError, RobopolicyError
 
 ALL = {f.__name__: f for f in (*GENERAL, *TEXTUAL, *(f for found in SPECIFIC.values() for f in found))}
 ONCE_WRONG = (
@@ -87,6 +90,52 @@ def test_what_once_went_wrong(
     variant: str, kind: str, seed: int, good: dict[str, tuple[Path, Any]], attempts: Attempts, tmp_path: Path
 ) -> None:
     check(variant, kind, seed, good, attempts, tmp_path)
+
+
+def test_every_value_of_our_own_metadata_may_be_hostile(good: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    """All of them, because a hostile manifest carries no checksum: described, or an error that names the dataset."""
+    dataset = shutil.copytree(good["episodes-plain"][0], tmp_path / "d")
+    file = dataset / "episodes.json"
+    text, crashed, refused = file.read_text(), [], 0
+    for place in _places(json.loads(text)):
+        for value in HOSTILE_VALUES:
+            data = whole = [json.loads(text)]
+            for step in (0, *place[:-1]):
+                data = data[step]
+            data[place[-1]] = value
+            file.write_text(json.dumps(whole[0]))
+            try:
+                format_info(describe(dataset))
+            except RobopolicyError as error:
+                refused += str(dataset) in str(error)
+            except Exception as error:
+                crashed.append((place, str(value)[:20], repr(error)))
+    assert crashed == []
+    assert refused > 1000
+
+
+def _places(data: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if above:
+        yield above
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield from _places(data[key], (*above, key))
+
+
+def test_names_that_no_file_can_have_and_rates_that_are_none(tmp_path: Path) -> None:
+    path = without_checksums(write_mixed(tmp_path / "d"))
+    file = path / "episodes.json"
+    good = json.loads(file.read_text())
+    for change, message in (
+        ({"rate_hz": ""}, "rate_hz is ''"),
+        ({"rate_hz": 0}, "rate_hz is '0'"),
+        ({"tasks": "push"}, "'tasks' is not a list"),
+        ({"fingerprint": {"mujoco": 3}}, "'fingerprint' is not a table of texts"),
+        ({"metadata": []}, "'metadata' is not a table"),
+        ({"features": [{**good["features"][0], "key": "a" * 201}]}, "more than 200 bytes"),
+    ):
+        file.write_text(json.dumps({**good, **change}))
+        with pytest.raises(DataError, match=rf"episodes\.json: damaged .*{message}"):
+            open_source(path)
 
 
 def test_a_replay_buffer_that_lost_a_description_is_not_taken_for_another(
