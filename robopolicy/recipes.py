@@ -207,15 +207,17 @@ def _pusht_goal_beso() -> TrainConfig:
         n_obs_steps=2,
         horizon=16,
         n_action_steps=8,
-        network=GPTConfig(128, 4, 4, attention_dropout=0.0, residual_dropout=0.0, causal=False),
-        sampler=GuidedSamplerConfig(steps=5, schedule="exponential"),
+        network=MLPConfig(),
+        process=BESOProcessConfig(sigma_min=0.01, sigma_max=10.0),
+        sampler=GuidedSamplerConfig(steps=10, schedule="karras"),
         normalization=replace(PIXELS),
+        state_noise=0.01,
     )
-    config = _small(policy, "pusht-goal", steps=8000)
+    config = _small(policy, "pusht-goal", steps=20_000)
     # Goals at evaluation are where demonstrations end.
     config.data.goals.choice = "tail"
     config.data.mirror = True
-    config.batch_size, config.precision, config.threads = 64, "auto", 1
+    config.precision, config.threads = "auto", 1
     return config
 
 

@@ -22,12 +22,14 @@ from robopolicy.diffusion.sigma import LogLogistic, LogNormal, LogUniform, Sigma
 from robopolicy.errors import FeatureMismatch, RobopolicyError, unknown
 from robopolicy.features import Feature, FeatureSpec
 from robopolicy.nn.encoder import ObservationEncoder
+from robopolicy.nn.mlp import ResidualMLP
 from robopolicy.nn.normalizer import Normalizer
 from robopolicy.policies.base import Batch, GoalConditioned, Metrics, NormalizationConfig, chunk_error
 from robopolicy.policies.diffusion import (
     Denoiser,
     DiffusionConfig,
     DiffusionPolicy,
+    MLPConfig,
     NetworkConfig,
     ProcessConfig,
     SamplerConfig,
@@ -186,6 +188,21 @@ class ScoreTransformer(nn.Module):
         return self.head(torch.cat([y[:, 1 : 2 * seen : 2], y[:, 2 * seen :]], dim=1))
 
 
+class ScoreMLP(nn.Module):
+    """The same map by a residual MLP on the flattened window: the small network for two CPU cores."""
+
+    def __init__(
+        self, config: MLPConfig, action_dim: int, state_dim: int, n_obs_steps: int, goal_size: int, horizon: int
+    ) -> None:
+        super().__init__()
+        condition = n_obs_steps * state_dim + goal_size
+        self.body = ResidualMLP(action_dim, condition, horizon, config.width, config.blocks, config.dropout, 100.0)
+
+    def forward(self, x: Tensor, time: Tensor, states: Tensor, goal: Tensor | None = None) -> Tensor:
+        seen = states.flatten(1)
+        return self.body(x, time, seen if goal is None else torch.cat([seen, goal.flatten(1)], dim=1))  # type: ignore[no-any-return]
+
+
 class BESOPolicy(DiffusionPolicy):
     """Encoder, noise process and score transformer; the goal is `observation.goal` [B, T_o, G, S], or absent.
 
@@ -225,9 +242,12 @@ class BESOPolicy(DiffusionPolicy):
     def _make_network(self, config: DiffusionConfig) -> nn.Module:
         assert isinstance(config, BESOConfig)
         net, goal = config.network, self._goal_feature
-        if not isinstance(net, GPTConfig):
-            raise RobopolicyError(f"BESO's network is 'gpt', found {getattr(net, 'kind', net)!r}")
         steps, goal_dim = goal.shape if goal else (0, None)
+        if isinstance(net, MLPConfig):
+            size = steps * (goal_dim or 0)
+            return ScoreMLP(net, self.action_dim, self.encoder.dim, config.n_obs_steps, size, config.horizon)
+        if not isinstance(net, GPTConfig):
+            raise RobopolicyError(f"BESO's network is 'gpt' or 'mlp', found {getattr(net, 'kind', net)!r}")
         if self.encoder.states == [config.goal_source] and not self.encoder.images:
             goal_dim = None
         return ScoreTransformer(net, self.action_dim, self.encoder.dim, steps, goal_dim, config.horizon)

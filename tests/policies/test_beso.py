@@ -24,7 +24,7 @@ from robopolicy.policies.beso import (
     GuidedSamplerConfig,
     ScoreTransformer,
 )
-from robopolicy.policies.diffusion import MLPConfig, VPConfig
+from robopolicy.policies.diffusion import MLPConfig, UnetConfig, VPConfig
 from robopolicy.training.checkpoint import build
 
 TINY = GPTConfig(width=16, layers=2, heads=2, attention_dropout=0.0, residual_dropout=0.0)
@@ -337,7 +337,7 @@ def test_images_are_the_state_and_the_goal_has_its_own_projection():
         ({"horizon": 3}, "horizon must be at least n_obs_steps 4, is 3"),
         ({"goal_dims": (0, 2)}, r"goal_dims must be within 0\.\.1, are \[0, 2\]"),
         ({"network": replace(TINY, heads=3)}, "width 16 does not divide into 3 heads"),
-        ({"network": MLPConfig()}, "BESO's network is 'gpt', found 'mlp'"),
+        ({"network": UnetConfig()}, "BESO's network is 'gpt' or 'mlp', found 'unet'"),
     ],
 )
 def test_mistakes_are_named(changes, message):
@@ -383,6 +383,27 @@ def test_the_goal_decides_where_it_goes_and_both_ways_there_are_used():
     for outcome in (followed, blind):
         assert outcome.crashed < 0.05, "through the middle"
         assert 0.25 <= outcome.left <= 0.75
+
+
+def test_the_small_network_sees_goal_states_and_time_and_guides():
+    policy = make(network=MLPConfig(width=16, blocks=1), n_obs_steps=4, horizon=6)
+    observed = observation()
+    x, sigma = torch.randn(3, 6, 2), torch.tensor(0.3)
+
+    def denoised(guidance=1.0, sigma=sigma, **changes):
+        policy.config.sampler.guidance = guidance
+        return policy.denoiser(observed | changes)(x, sigma)
+
+    goal = observed["observation.goal"]
+    told, blind, twice = denoised(), denoised(0.0), denoised(2.0)
+    torch.testing.assert_close(blind, denoised(**{"observation.goal": torch.zeros_like(goal)}))
+    torch.testing.assert_close(twice, blind + 2 * (told - blind))
+    assert not torch.allclose(told, blind)
+    assert not torch.allclose(told, denoised(sigma=torch.tensor(0.1)))
+    for step in range(4):
+        state = observed["observation.state"].clone()
+        state[:, step] += 1
+        assert not torch.allclose(told, denoised(**{"observation.state": state}))
 
 
 def test_shuffled_goals_are_followed_to_the_wrong_place():
