@@ -37,11 +37,13 @@ class WindowShape:
     """
     drop_first: int = 0
     """Current steps left out at the start of every episode, because their histories repeat the first observation."""
+    extra_last: int = 0
+    """Current steps added after the end of every episode, whose windows repeat its last row (robomimic)."""
 
     def __post_init__(self) -> None:
-        if self.n_obs_steps < 1 or self.horizon < 1 or self.drop_last < 0 or self.drop_first < 0:
+        if self.n_obs_steps < 1 or self.horizon < 1 or min(self.drop_last, self.drop_first, self.extra_last) < 0:
             raise RobopolicyError(
-                f"windows need n_obs_steps >= 1, horizon >= 1, drop_last >= 0 and drop_first >= 0, found {self}"
+                f"windows need n_obs_steps >= 1, horizon >= 1, and what is dropped or added at least 0, found {self}"
             )
 
 
@@ -127,8 +129,9 @@ class WindowSampler:
         }
         lengths = episodes.lengths[ids]
         starts = episodes.episode_ends[ids] - lengths
-        skipped = np.clip(shape.drop_first, 0, lengths - 1)
-        counts = np.maximum(lengths - skipped - shape.drop_last, 1)
+        steps = lengths + shape.extra_last
+        skipped = np.clip(shape.drop_first, 0, steps - 1)
+        counts = np.maximum(steps - skipped - shape.drop_last, 1)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - skipped, counts)
         self._start = np.repeat(starts, counts)
         self._last = np.repeat(starts + lengths - 1, counts)

@@ -38,6 +38,7 @@ POLICIES = {
     "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
     "flow": "robopolicy.policies.flow:FlowPolicy",
     "bc": "robopolicy.policies.bc:BCPolicy",
+    "bc_rnn": "robopolicy.policies.bc_rnn:BCRNNPolicy",
     "carp": "robopolicy.policies.carp:CarpPolicy",
     "beso": "robopolicy.policies.beso:BESOPolicy",
     "composed": "robopolicy.policies.composed:ComposedPolicy",

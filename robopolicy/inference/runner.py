@@ -244,6 +244,8 @@ class PolicyRunner:
             made = [min(self._clocks[i].step + 1, policy.config.n_obs_steps) for i in ids]
             batch["past.action"] = torch.from_numpy(self._past[ids]).to(device)
             batch["past.length"] = torch.tensor(made, device=device)
+        if policy.uses_step_count:
+            batch["past.steps"] = torch.tensor([self._clocks[i].step for i in ids], device=device)
         with torch.inference_mode():
             chunks = policy.predict(batch, [self._clocks[i].generator for i in ids]).cpu().numpy()
         expected = (len(ids), policy.config.horizon, policy.action_dim)

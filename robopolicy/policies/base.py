@@ -83,6 +83,10 @@ class Policy(nn.Module):
     observation, newest last, and "past.length" [B] int64, how many of the T_o observations have been made (the rest
     repeat the first one)."""
 
+    uses_step_count: ClassVar[bool] = False
+    """The runner then adds to the observation "past.steps" [B] int64, the control steps since the episode's first
+    observation."""
+
     stage: int = 0
     """Number of the training stage under way, which `loss` may depend on; set by the trainer."""
 
@@ -108,6 +112,11 @@ class Policy(nn.Module):
     def whole_windows(self) -> bool:
         """Train only on windows whose T_o observations have all been made."""
         return False
+
+    @property
+    def extra_windows(self) -> int:
+        """Train also on windows whose newest step is up to so many steps after the end, where the last one repeats."""
+        return 0
 
     def fit(self, actions: np.ndarray) -> None:
         """Takes what a policy needs of its training actions [N, D_a], in physical units, beside the normaliser."""
@@ -138,7 +147,11 @@ class Policy(nn.Module):
 
 def chunk_error(output: Tensor, target: Tensor, is_pad: Tensor, mask_padding: bool) -> Tensor:
     """Mean squared error of two chunks [B, H, D_a], over the rows that are not padding [B, H] when masked."""
-    error = (output.float() - target.float()).square().mean(dim=-1)
+    return row_mean((output.float() - target.float()).square().mean(dim=-1), is_pad, mask_padding)
+
+
+def row_mean(error: Tensor, is_pad: Tensor, mask_padding: bool) -> Tensor:
+    """Mean of what each row of a chunk contributes [B, H], over the rows that are not padding [B, H] when masked."""
     if not mask_padding:
         return error.mean()
     real = (~is_pad).to(error.dtype)

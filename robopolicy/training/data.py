@@ -184,7 +184,9 @@ def window_shape(policy: Policy) -> Any:
     # The last windows would teach mostly padding; Diffusion Policy keeps those with at most T_a - 1 padded rows.
     drop = config.horizon - policy.first_action - config.n_action_steps
     skip = config.n_obs_steps - 1 if policy.whole_windows else 0
-    return WindowShape(config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0), skip)
+    return WindowShape(
+        config.n_obs_steps, config.horizon, -policy.first_action, max(drop, 0), skip, policy.extra_windows
+    )
 
 
 def validation_batch(data: TrainingData, policy: Policy, size: int, seed: int) -> dict[str, Tensor] | None:

@@ -7,6 +7,7 @@ from robopolicy.configs import to_dict
 from robopolicy.features import Control, Feature, FeatureSpec
 from robopolicy.policies.base import NormalizationConfig, Policy, PolicyConfig
 from robopolicy.policies.bc import BCConfig
+from robopolicy.policies.bc_rnn import BCRNNConfig
 from robopolicy.policies.beso import BESOConfig, GPTConfig, GuidedSamplerConfig
 from robopolicy.policies.diffusion import (
     DiffusionConfig,
@@ -50,6 +51,8 @@ CONFIGS: dict[str, PolicyConfig] = {
     "flow-unet": FlowConfig(**SIZES, network=UNET),
     "beso": BESOConfig(**SIZES, network=GPT, sampler=GuidedSamplerConfig("ddim", 3)),
     "bc": BCConfig(**SIZES, width=64),
+    # Deviations down to 1e-4 would reward a few points met exactly more than all others.
+    "bc-rnn": BCRNNConfig(n_obs_steps=4, horizon=4, hidden=64, modes=2, min_std=0.1),
 }
 
 
