@@ -15,6 +15,7 @@ VERBS = {
     "compare": ("compare", "paired comparison of two evaluations"),
     "compose": ("compose", "one policy of several checkpoints, with or without a search for its weights"),
     "data": ("data", "describe, convert, check, replay, view, record and fetch datasets"),
+    "import": ("import_checkpoint", "a checkpoint of robomimic (.pth) as one of ours"),
     "bench": ("bench", "latency of a checkpoint; bench frontier: score against latency"),
     "recipes": ("recipes", "list the recipes"),
 }

@@ -1,5 +1,7 @@
 """Observations to features: normalised states beside encoded images, one vector per observation step."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class ObservationEncoder(nn.Module):
         names = ["shared"] if vision.share_encoder else [k.replace(".", "_") for k in self.images]
         self.cameras = nn.ModuleDict({n: ImageEncoder(vision) for n in names} if self.images else {})
         self.shared = vision.share_encoder
-        sizes = [int(torch.tensor(features[k].shape).prod()) for k in self.states]
+        sizes = [math.prod(features[k].shape) for k in self.states]
         self.dim = sum(sizes) + len(self.images) * vision.features
 
     def forward(

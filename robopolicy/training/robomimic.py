@@ -25,9 +25,9 @@ TASKS = {
     "PickPlaceCan": "robomimic-can",
     "NutAssemblySquare": "robomimic-square",
     "TwoArmTransport": "robomimic-transport",
-    "ToolHang": "robomimic-tool-hang",
+    "ToolHang": "robomimic-tool_hang",
 }
-"""Our tasks by robosuite's names of them."""
+"""Our tasks with robomimic's own delta actions, by robosuite's names of them."""
 PARTS = {
     "policy.nets.rnn.nets.": "recurrent.",
     "policy.nets.mlp._model.": "mlp.",
@@ -36,6 +36,8 @@ PARTS = {
     "policy.nets.decoder.nets.scale.": "scale.",
     "policy.nets.decoder.nets.logits.": "logits.",
 }
+MOST = 1000
+"""Layers, and steps until the recurrent state is forgotten."""
 REPEATED = "policy.nets.rnn.per_step_net."
 """robomimic lists layers and head after the recurrent network twice."""
 
@@ -56,7 +58,7 @@ def load_robomimic(path: Path) -> tuple[BCRNNPolicy, str | None, dict[str, Any]]
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: config is not valid JSON ({one_line(error)})") from error
     states = _states(config)
-    env = saved.get("env_metadata", dict)
+    env = _plain(path, saved.get("env_metadata", dict))
     features = _features(saved, states, env)
     policy_config = _policy_config(config)
     stats = saved.values.get("obs_normalization_stats")
@@ -64,10 +66,13 @@ def load_robomimic(path: Path) -> tuple[BCRNNPolicy, str | None, dict[str, Any]]
         policy_config.normalization.state = "mean_std"
     normalizer = Normalizer(features.features)
     normalizer.load_state_dict(_scales(path, features, stats))
-    policy = BCRNNPolicy(policy_config, features, normalizer)
+    # Sizes that a damaged file asks for are not allocated before its weights are known to have them.
+    with torch.device("meta"):
+        policy = BCRNNPolicy(policy_config, features, normalizer)
     _load_weights(path, policy, saved.get("model", dict))
-    about = {"algorithm": algorithm, "env_metadata": env, "observations": states}
-    return policy.eval(), TASKS.get(str(env.get("env_name"))), about
+    control = features.action.control
+    task = TASKS.get(str(env.get("env_name"))) if control is None or control.mode == "delta" else None
+    return policy.eval(), task, {"algorithm": algorithm, "env_metadata": env}
 
 
 class _Table:
@@ -102,6 +107,15 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: no robomimic checkpoint, or one that holds more than plain data ({one_line(error)})"
         ) from error
+
+
+def _plain(path: Path, env: dict[str, Any]) -> dict[str, Any]:
+    """The description of the simulator, which is kept with the policy as JSON."""
+    try:
+        kept = json.loads(json.dumps(env))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: env_metadata is not plain data ({one_line(error)})") from error
+    return dict(kept)
 
 
 def _states(config: _Table) -> list[str]:
@@ -157,9 +171,15 @@ def _policy_config(config: _Table) -> BCRNNConfig:
     steps = config.get("algo.rnn.horizon", int) if recurrent else 1
     cell = config.get("algo.rnn.rnn_type", str).lower() if recurrent else "none"
     sizes = config.get("algo.actor_layer_dims", list)
-    if steps < 1 or cell not in ("lstm", "gru", "none") or not all(type(n) is int and n > 0 for n in sizes):
+    layers = config.get("algo.rnn.num_layers", int, 1)
+    if (
+        not (1 <= steps <= MOST and 1 <= layers <= MOST)
+        or cell not in ("lstm", "gru", "none")
+        or not all(type(n) is int and n > 0 for n in sizes)
+    ):
         raise CheckpointError(
-            f"{config.path}: rnn.horizon {steps}, rnn.rnn_type {cell!r} and actor_layer_dims {sizes} make no network"
+            f"{config.path}: rnn.horizon {steps}, rnn.num_layers {layers}, rnn.rnn_type {cell!r} and "
+            f"actor_layer_dims {sizes} make no network"
         )
     return BCRNNConfig(
         n_obs_steps=steps,
@@ -167,7 +187,7 @@ def _policy_config(config: _Table) -> BCRNNConfig:
         normalization=NormalizationConfig("identity", "identity"),
         cell=cell,  # type: ignore[arg-type]
         hidden=config.get("algo.rnn.hidden_dim", int, 1),
-        layers=config.get("algo.rnn.num_layers", int, 1),
+        layers=layers,
         mlp=tuple(sizes),
         head="gmm" if mixture else "deterministic",
         modes=config.get("algo.gmm.num_modes", int, 1),
@@ -207,7 +227,7 @@ def mapped_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not name.startswith(REPEATED):
             part = next((p for p in PARTS if name.startswith(p)), "")
-            mapped[PARTS.get(part, "") + name.removeprefix(part)] = value
+            mapped[PARTS.get(part, "") + name.removeprefix(part)] = value.float()
     return mapped
 
 
@@ -216,6 +236,6 @@ def _load_weights(path: Path, policy: BCRNNPolicy, weights: dict[str, Any]) -> N
     if broken:
         raise CheckpointError(f"{path}: weights that are no finite tensors: {', '.join(broken[:5])}")
     try:
-        policy.network.load_state_dict(mapped_weights(weights))
+        policy.network.load_state_dict(mapped_weights(weights), assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its configuration ({one_line(error)})") from error

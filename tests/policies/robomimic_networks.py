@@ -18,7 +18,7 @@ ENV = {
         "control_freq": 20,
         "controller_configs": {
             "type": "BASIC",
-            "body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta", "input_ref_frame": "base"}},
+            "body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta", "input_ref_frame": "world"}},
         },
     },
 }

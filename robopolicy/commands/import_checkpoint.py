@@ -1,0 +1,57 @@
+"""robopolicy import FILE.pth OUTPUT: a checkpoint of robomimic as one of ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from robopolicy.errors import RobopolicyError
+
+
+@dataclass
+class ImportArgs:
+    """Converts a checkpoint of robomimic 0.2 or 0.3 (BC or BC-RNN, with or without GMM, on states) into a run.
+
+    The file is read without running anything in it, and without robomimic. The run can be evaluated like any other.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The .pth file."""
+    output: tyro.conf.Positional[Path]
+    """Folder of the new run."""
+    task: str | None = None
+    """Task to evaluate on; default: the one of ours that the checkpoint was trained for."""
+
+
+def run(arguments: list[str]) -> None:
+    """Converts, and says what to do next."""
+    args = tyro.cli(ImportArgs, args=arguments, prog="robopolicy import")
+    import torch
+
+    from robopolicy.registry import task_class
+    from robopolicy.training import checkpoint
+    from robopolicy.training.robomimic import load_robomimic
+
+    if args.output.exists():
+        raise RobopolicyError(f"{args.output}: exists already; choose another folder")
+    policy, known, about = load_robomimic(args.file)
+    task = args.task or known
+    if task is None:
+        raise RobopolicyError(
+            f"{args.file}: was trained on {about['env_metadata'].get('env_name')!r}, which no task of ours is known "
+            "for; name one with --task"
+        )
+    task_class(task)
+    # The file holds no observation; one draw from what the policy was scaled for serves the golden output as well.
+    generator = torch.Generator().manual_seed(0)
+    steps = policy.config.n_obs_steps
+    observation = {
+        f.key: policy.normalizer.unnormalize(f.key, torch.randn(1, steps, *f.shape, generator=generator))
+        for f in policy.features.inputs
+    }
+    with checkpoint.replaced_directory(args.output) as folder:
+        path = folder / "checkpoints" / "00000000"
+        checkpoint.save(path, policy, task, observation, {"imported": str(args.file), "robomimic": about})
+        checkpoint.link_last(path)
+    print(f"imported {args.file} as {policy.config.kind} ({policy.config.cell}, {policy.config.head}): {args.output}")
+    print(f"next: robopolicy eval {args.output}")
