@@ -1,6 +1,7 @@
 """robopolicy bench CHECKPOINT: how long one chunk takes, and whether that meets the control period.
 
-robopolicy bench frontier CHECKPOINT, in `frontier`, sets that against what the chunks are worth.
+robopolicy bench frontier CHECKPOINT, in `frontier`, sets that against what the chunks are worth; robopolicy bench
+tokenizer CHECKPOINT, in `tokenizer`, shows what CARP's tokens hold.
 """
 
 import json
@@ -18,6 +19,7 @@ class BenchArgs:
     """Latency of one chunk by sampler steps and batch size, on this machine.
 
     `robopolicy bench frontier CHECKPOINT` scores samplers, steps, guidance and precision against their latency.
+    `robopolicy bench tokenizer CHECKPOINT --data DATA` measures what each scale of CARP's tokenizer adds.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -39,6 +41,11 @@ def run(arguments: list[str]) -> None:
         from robopolicy.commands import frontier
 
         frontier.run(arguments[1:])
+        return
+    if arguments[:1] == ["tokenizer"]:
+        from robopolicy.commands import tokenizer
+
+        tokenizer.run(arguments[1:])
         return
     args = tyro.cli(BenchArgs, args=arguments, prog="robopolicy bench", config=(tyro.conf.FlagConversionOff,))
     import torch
