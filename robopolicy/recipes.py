@@ -3,8 +3,7 @@
 Every recipe is a function that returns a fresh `TrainConfig`; the command line overrides any field of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from robopolicy.errors import unknown
 from robopolicy.policies.base import NormalizationConfig
@@ -21,17 +20,9 @@ from robopolicy.policies.diffusion import (
     VPConfig,
 )
 from robopolicy.policies.flow import FlowConfig
-from robopolicy.training.config import DataConfig, EvalConfig, OptimConfig, TrainConfig
+from robopolicy.recipes_robomimic import ROBOMIMIC
+from robopolicy.training.config import DataConfig, EvalConfig, OptimConfig, Recipe, TrainConfig
 from robopolicy.training.ema import EMAConfig
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A named run and what it is for."""
-
-    about: str
-    make: Callable[[], TrainConfig]
-
 
 IMAGE_UNET = UnetConfig(down_dims=(512, 1024, 2048), time_dim=128)
 # The published PushT runs train on 90 of the 206 human episodes.
@@ -239,6 +230,7 @@ RECIPES: dict[str, Recipe] = {
     "pusht-flow": Recipe("flow matching on the paper's U-Net, keypoints (GPU)", _pusht_flow),
     "pusht-image-diffusion": Recipe("paper: Diffusion Policy U-Net, image (GPU)", _pusht_image_unet),
     "pusht-image-diffusion-transformer": Recipe("paper: transformer, image (GPU)", _pusht_image_transformer),
+    **ROBOMIMIC,
 }
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from robopolicy.errors import CheckpointError, DataError, RobopolicyError
 from robopolicy.features import Feature
 
-Mode = Literal["min_max", "mean_std", "bounds", "identity"]
-MODES: tuple[str, ...] = ("min_max", "mean_std", "bounds", "identity")
+Mode = Literal["min_max", "mean_std", "bounds", "identity", "pose"]
+MODES: tuple[str, ...] = ("min_max", "mean_std", "bounds", "identity", "pose")
 CONSTANT = 1e-4
 """A dimension whose range (or standard deviation) is below this is constant: it is shifted to 0, not scaled."""
 
@@ -19,7 +19,9 @@ class Normalizer(nn.Module):
     """Per-dimension affine maps, y = (x - offset) / scale, for all keys but images (which map 0..255 to [-1, 1]).
 
     `min_max` maps the observed range to [-1, 1]; `mean_std` to zero mean and unit variance; `bounds` maps the
-    feature's declared low..high to [-1, 1]; `identity` keeps the values. The offsets and scales are buffers, so
+    feature's declared low..high to [-1, 1]; `identity` keeps the values; `pose` is min_max for the positions of end
+    effectors, dimensions named x, y and z, and identity for the rotations and grippers beside them, which have a scale
+    of their own (Chi et al. 2023, for robomimic's absolute actions). The offsets and scales are buffers, so
     they travel in model.safetensors and moving them to a device needs no care.
     """
 
@@ -53,9 +55,12 @@ class Normalizer(nn.Module):
                 raise RobopolicyError(f"normalisation 'bounds' needs low and high for {key!r}, its feature has none")
             low, high = (np.reshape(v, feature.shape) for v in (feature.low, feature.high))
             centre, width = (high + low) / 2, (high - low) / 2
-        elif mode == "min_max":
+        elif mode in ("min_max", "pose"):
             low, high = data.min(axis=0), data.max(axis=0)
             centre, width = (high + low) / 2, (high - low) / 2
+            if mode == "pose":
+                positions = _positions(feature)
+                centre, width = np.where(positions, centre, 0.0), np.where(positions, width, 1.0)
         else:
             centre, width = data.mean(axis=0), data.std(axis=0)
         width = np.where(width < CONSTANT / 2, 1.0, width)
@@ -78,3 +83,11 @@ class Normalizer(nn.Module):
         for key, name in self._names.items():
             if not torch.isfinite(getattr(self, f"scale_{name}")).all():
                 raise CheckpointError(f"normalisation statistics for {key!r} are missing (not finite)")
+
+
+def _positions(feature: Feature) -> np.ndarray:
+    """Which dimensions are positions: those named x, y and z, of several arms robot0_x and so on."""
+    found = np.array([name.split("_")[-1] in ("x", "y", "z") for name in feature.names])
+    if not found.any():
+        raise RobopolicyError(f"normalisation 'pose' needs dimensions named x, y and z, {feature.key!r} has none")
+    return found.reshape(feature.shape)

@@ -1,5 +1,6 @@
 """What one training run is: a recipe is an instance of `TrainConfig`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -44,7 +45,7 @@ class OptimConfig:
     """AdamW with linear warm-up and a decaying rate."""
 
     lr: float = 1e-4
-    decay: Literal["cosine", "step"] = "cosine"
+    decay: Literal["cosine", "step", "constant"] = "cosine"
     """cosine: half a cosine to zero at the end; step: times 0.99 after every 100 steps (BESO)."""
     betas: tuple[float, float] = (0.95, 0.999)
     eps: float = 1e-8
@@ -102,3 +103,12 @@ class TrainConfig:
     """Folder of this run; default outputs/<date>_<recipe>."""
     wandb: bool = False
     """Also log to Weights & Biases (extra `wandb`)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named run and what it is for."""
+
+    about: str
+    make: Callable[[], TrainConfig]
+    """Returns a fresh configuration, of which any field may be changed."""

@@ -45,13 +45,15 @@ def mix(*numbers: int) -> int:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then half a cosine down to zero at `steps`, or the
-    step decay of `config.decay`, counted from step 0.
+    """Rate of optimiser step `step` (from 0): linear warm-up, then half a cosine down to zero at `steps`, or what
+    else `config.decay` says, counted from step 0.
     """
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.decay == "step":
         return config.lr * 0.99 ** (step // 100)
+    if config.decay == "constant":
+        return config.lr
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

@@ -32,6 +32,17 @@ def test_mean_std_and_bounds_and_identity() -> None:
     assert _fitted("identity").normalize(STATE.key, torch.tensor([3.0, 4.0])).tolist() == [3.0, 4.0]
 
 
+def test_pose_scales_positions_only() -> None:
+    names = ("robot0_x", "robot0_rot6d_0", "robot0_gripper", "robot1_z")
+    action = Feature("action", (4,), kind="action", names=names)
+    normalizer = Normalizer((action,))
+    normalizer.fit("action", np.array([[0.0, 0.5, -1.0, 3.0], [0.2, 0.6, 1.0, 5.0]]), "pose", action)
+    out = normalizer.normalize("action", torch.tensor([0.2, 0.6, 1.0, 4.0]))
+    assert torch.allclose(out, torch.tensor([1.0, 0.6, 1.0, 0.0]), atol=1e-6)
+    with pytest.raises(RobopolicyError, match=r"'observation\.state' has none"):
+        _fitted("pose")
+
+
 @pytest.mark.parametrize("mode", ["min_max", "mean_std", "bounds", "identity"])
 def test_unnormalize_is_the_inverse(mode: str) -> None:
     normalizer = _fitted(mode)
