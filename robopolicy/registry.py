@@ -33,6 +33,13 @@ EXPERTS = {
     "blocks": {"scripted": "robopolicy.sim.blocks_player:BlocksPlayer"},
     "pusht": {"scripted": "robopolicy.sim.pusht_expert:PushTExpert"},
     "pusht-goal": {},  # the expert of the other variants knows the fixed goal only
+} | {
+    f"robomimic-{task}": {
+        "scripted": "robopolicy.sim.robomimic_experts:ProficientExpert",
+        "proficient": "robopolicy.sim.robomimic_experts:ProficientExpert",
+        "mixed": "robopolicy.sim.robomimic_experts:MixedExpert",
+    }
+    for task in ("lift", "can", "square")
 }
 POLICIES = {
     "diffusion": "robopolicy.policies.diffusion:DiffusionPolicy",
@@ -67,12 +74,13 @@ def task_class(name: str) -> Any:
 
 
 def expert_class(task: str, expert: str) -> Any:
-    """The scripted expert of a task. Variants of a task that differ in observations only share its experts."""
-    base = task.split("-")[0]
-    table = EXPERTS.get(task, EXPERTS.get(base, {})) | {
+    """The scripted expert of a task. A variant of a task, named with a suffix, shares its experts or has its own."""
+    words = task.split("-")
+    bases = ["-".join(words[:n]) for n in range(len(words), 0, -1)]
+    table = next((EXPERTS[b] for b in bases if b in EXPERTS), {}) | {
         e.name.split("/")[1]: e.value
         for e in entry_points(group="robopolicy.experts")
-        if e.name.startswith(f"{base}/")
+        if e.name.split("/")[0] in bases
     }
     if not table:
         raise RobopolicyError(f"task {task!r} has no scripted expert")

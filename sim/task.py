@@ -83,6 +83,18 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
         """How far two observations [...] of the same moment are apart, each name ending in its unit."""
         raise RobopolicyError(f"task {cls.name!r} cannot compare recorded states")
 
+    def simulator_state(self) -> np.ndarray | None:
+        """The whole state [n] float64 of the simulator, for recordings; None when the observations hold it."""
+        return None
+
+    def model_xml(self) -> str | None:
+        """The simulator's description of this episode's scene, for recordings, when it is not always the same."""
+        return None
+
+    def env_args(self) -> dict[str, Any] | None:
+        """What robomimic needs to make this environment (`env_args` of its datasets); None when it cannot."""
+        return None
+
     def render(self) -> Any:
         """An RGB picture [height, width, 3] uint8 of the scene, for videos; never needs a display."""
         raise NotImplementedError

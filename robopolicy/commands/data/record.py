@@ -10,12 +10,15 @@ from robopolicy.errors import RobopolicyError
 
 @dataclass
 class RecordArgs:
-    """Writes demonstrations of a scripted expert as an episode store."""
+    """Writes demonstrations of a scripted expert as a dataset."""
 
     output: Path
-    """Folder to write; must not exist."""
+    """What to write; must not exist."""
     task: str = "pusht"
     expert: str = "scripted"
+    """Name of a scripted expert of the task; robomimic tasks have proficient (or scripted) and mixed."""
+    to: str | None = None
+    """Format; by default robomimic for a name that ends in .hdf5, else episodes, our own store."""
     episodes: int = 200
     seed: int = 0
     """Seed of the first episode; the next ones count up."""
@@ -43,4 +46,5 @@ def run(arguments: list[str]) -> None:
         keep_failures=args.keep_failures,
         expert_options=None if args.noise is None else {"noise": args.noise},
         workers=args.workers,
+        format=args.to,
     )
