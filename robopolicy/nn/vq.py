@@ -48,41 +48,39 @@ class TokenizerConfig:
 
 
 class PerDimension(nn.Module):
-    """D_a independent 3-tap convolutions of stride 1 or 2: [D_a, B, T, C_in] to [D_a, B, T / stride, C_out]."""
+    """D_a independent convolutions over time: [D_a, B, T, C_in] to [D_a, B, T', C_out], with 1 tap or 3.
 
-    def __init__(self, dims: int, channels_in: int, channels_out: int, stride: int = 1, taps: int = 3) -> None:
+    stride 1 keeps the length T. 2 halves it and pads one zero at the end only, as published. 0.5 doubles it: a
+    transposed convolution (stride 2, padding 1, output padding 1).
+    """
+
+    taken: Tensor
+
+    def __init__(
+        self, dims: int, channels_in: int, channels_out: int, length: int, stride: float = 1, taps: int = 3
+    ) -> None:
         super().__init__()
         self.stride, self.taps = stride, taps
         self.weight = nn.Parameter(torch.empty(dims, taps * channels_in, channels_out))
         self.bias = nn.Parameter(torch.zeros(dims, 1, channels_out))
         std = 0.5 * (2 / (taps * (channels_in + channels_out))) ** 0.5
         nn.init.normal_(self.weight, std=std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        dims, batch, length, _ = x.shape
-        if self.taps == 3:
-            # Stride 2 pads one zero at the end only, as published.
-            x = F.pad(x, (0, 0, 1 if self.stride == 1 else 0, 1))
-            x = torch.cat([x[:, :, i : i + length : self.stride] for i in range(3)], dim=-1)
-        out = torch.baddbmm(self.bias, x.flatten(1, 2), self.weight)
-        return out.view(dims, batch, -1, out.shape[-1])
-
-
-class Upsample(nn.Module):
-    """D_a transposed convolutions (3 taps, stride 2, padding 1, output padding 1): length T to 2 T."""
-
-    def __init__(self, dims: int, channels: int) -> None:
-        super().__init__()
-        self.product = PerDimension(dims, channels, 3 * channels, taps=1)
-        self.product.bias = nn.Parameter(torch.zeros(dims, 1, channels))
-        nn.init.normal_(self.product.weight, std=0.5 * (2 / (6 * channels)) ** 0.5)
+        before, after = torch.arange(length)[:, None], torch.arange(int(length / stride))
+        tap = after + 1 - 2 * before if stride == 0.5 else before - int(stride) * after + (1 if stride == 1 else 0)
+        taken = torch.stack([tap == k for k in range(taps)]).float()
+        self.register_buffer("taken", taken, persistent=False)
+        """[taps, T, T'] whether a step comes into another through a tap."""
 
     def forward(self, x: Tensor) -> Tensor:
         dims, batch, length, channels = x.shape
-        taps = torch.bmm(x.flatten(1, 2), self.product.weight).view(dims, batch, length, 3, channels)
-        following = F.pad(taps[:, :, 1:, 0], (0, 0, 0, 1))
-        pairs = torch.stack([taps[:, :, :, 1], taps[:, :, :, 2] + following], dim=3)
-        return pairs.flatten(2, 3) + self.product.bias[:, None]
+        if self.taps == 1:
+            return torch.baddbmm(self.bias, x.flatten(1, 2), self.weight).view(dims, batch, length, -1)
+        # With a few steps and channels, one product with the whole banded matrix costs less than moving the steps
+        # of every window into place.
+        weight = self.weight.view(dims, self.taps, channels, -1)
+        matrix = torch.einsum("dkio,kts->dtiso", weight, self.taken).flatten(3).flatten(1, 2)
+        bias = self.bias.repeat(1, 1, self.taken.shape[2])
+        return torch.baddbmm(bias, x.flatten(2), matrix).view(dims, batch, self.taken.shape[2], -1)
 
 
 class Norm(nn.Module):
@@ -94,24 +92,24 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dims, 1, 1, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-2:], eps=1e-6) * self.gain + self.bias
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-2:], eps=1e-6), self.gain)
 
 
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a skip connection."""
 
-    def __init__(self, dims: int, channels_in: int, channels_out: int) -> None:
+    def __init__(self, dims: int, channels_in: int, channels_out: int, length: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             Norm(dims, channels_in),
             nn.SiLU(),
-            PerDimension(dims, channels_in, channels_out),
+            PerDimension(dims, channels_in, channels_out, length),
             Norm(dims, channels_out),
             nn.SiLU(),
-            PerDimension(dims, channels_out, channels_out),
+            PerDimension(dims, channels_out, channels_out, length),
         )
         same = channels_in == channels_out
-        self.skip = nn.Identity() if same else PerDimension(dims, channels_in, channels_out, taps=1)
+        self.skip = nn.Identity() if same else PerDimension(dims, channels_in, channels_out, length, taps=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x) + self.skip(x)
@@ -122,6 +120,17 @@ def resampling(source: int, target: int, mode: str) -> Tensor:
     impulses = torch.eye(source)[:, None, :, None]
     options = {} if mode == "area" else {"align_corners": False}
     return F.interpolate(impulses, size=(target, 1), mode=mode, **options)[:, 0, :, 0].T
+
+
+def best(scores: Tensor, lanes: int = 32) -> Tensor:
+    """argmax over the last axis. Maxima are vectorised on a CPU, their places are not: most is done by maxima."""
+    count = scores.shape[-1]
+    if scores.device.type != "cpu" or count % lanes or count <= lanes:
+        return scores.argmax(-1)
+    rows = scores.unflatten(-1, (-1, lanes))
+    lane = rows.amax(-2).argmax(-1, keepdim=True)
+    row = rows.gather(-1, lane.unsqueeze(-2).expand(*lane.shape[:-1], count // lanes, 1)).squeeze(-1).argmax(-1)
+    return row * lanes + lane.squeeze(-1)
 
 
 class MultiScaleTokenizer(nn.Module):
@@ -146,34 +155,34 @@ class MultiScaleTokenizer(nn.Module):
         if config.codebook not in ("gradient", "ema"):
             raise unknown("tokenizer codebook", config.codebook, ("gradient", "ema"))
         self.dims, self.config, self.scales = dims, config, config.scales
-        small, middle, large = CHANNELS
+        (small, middle, large), half, quarter = CHANNELS, horizon // 2, self.length
         self.encoder = nn.Sequential(
-            PerDimension(dims, 1, small),
-            ResBlock(dims, small, middle),
-            PerDimension(dims, middle, middle, stride=2),
-            ResBlock(dims, middle, middle),
-            ResBlock(dims, middle, large),
-            PerDimension(dims, large, large, stride=2),
-            ResBlock(dims, large, large),
+            PerDimension(dims, 1, small, horizon),
+            ResBlock(dims, small, middle, horizon),
+            PerDimension(dims, middle, middle, horizon, stride=2),
+            ResBlock(dims, middle, middle, half),
+            ResBlock(dims, middle, large, half),
+            PerDimension(dims, large, large, half, stride=2),
+            ResBlock(dims, large, large, quarter),
             Norm(dims, large),
             nn.SiLU(),
-            PerDimension(dims, large, large),
-            PerDimension(dims, large, CODE_DIM),
+            PerDimension(dims, large, large, quarter),
+            PerDimension(dims, large, CODE_DIM, quarter),
         )
         self.decoder = nn.Sequential(
-            PerDimension(dims, CODE_DIM, large),
+            PerDimension(dims, CODE_DIM, large, quarter),
             Norm(dims, large),
             nn.SiLU(),
-            PerDimension(dims, large, large),
-            ResBlock(dims, large, large),
-            Upsample(dims, large),
-            ResBlock(dims, large, middle),
-            ResBlock(dims, middle, middle),
-            Upsample(dims, middle),
-            ResBlock(dims, middle, small),
-            PerDimension(dims, small, 1),
+            PerDimension(dims, large, large, quarter),
+            ResBlock(dims, large, large, quarter),
+            PerDimension(dims, large, large, quarter, stride=0.5),
+            ResBlock(dims, large, middle, half),
+            ResBlock(dims, middle, middle, half),
+            PerDimension(dims, middle, middle, half, stride=0.5),
+            ResBlock(dims, middle, small, horizon),
+            PerDimension(dims, small, 1, horizon),
         )
-        self.phi = nn.ModuleList(PerDimension(dims, CODE_DIM, CODE_DIM) for _ in self.scales)
+        self.phi = nn.ModuleList(PerDimension(dims, CODE_DIM, CODE_DIM, quarter) for _ in self.scales)
         bound = 1 / (36 * CODE_DIM**0.5)
         self.codebook = nn.Parameter(torch.empty(dims, config.codes, CODE_DIM).uniform_(-bound, bound))
         if config.codebook == "ema":
@@ -181,8 +190,14 @@ class MultiScaleTokenizer(nn.Module):
             self.register_buffer("uses", torch.ones(dims, config.codes))
             self.register_buffer("sums", self.codebook.detach().clone())
         for n in self.scales:
-            self.register_buffer(f"pool_{n}", resampling(self.length, n, "area"), persistent=False)
-            self.register_buffer(f"lift_{n}", resampling(n, self.length, "bicubic"), persistent=False)
+            # Applied from the right to time and channels as one axis: one product instead of one per chunk.
+            for name, matrix in (
+                ("pool", resampling(self.length, n, "area")),
+                ("lift", resampling(n, self.length, "bicubic")),
+            ):
+                self.register_buffer(
+                    f"{name}_{n}", torch.kron(matrix.T.contiguous(), torch.eye(CODE_DIM)), persistent=False
+                )
 
     def latent(self, actions: Tensor) -> Tensor:
         """[B, H, D_a] to [D_a, B, H / 4, 8]."""
@@ -190,24 +205,27 @@ class MultiScaleTokenizer(nn.Module):
 
     def pool(self, latent: Tensor, scale: int) -> Tensor:
         """Area pooling over time to `scale` positions; the identity at the last scale."""
-        return latent if scale == self.length else getattr(self, f"pool_{scale}") @ latent
+        return latent if scale == self.length else self._resampled(latent, f"pool_{scale}")
+
+    def _resampled(self, x: Tensor, name: str) -> Tensor:
+        return (x.flatten(2) @ getattr(self, name)).unflatten(-1, (-1, CODE_DIM))
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Ids [D_a, B, n] of the codes that match vectors [D_a, B, n, 8] best."""
-        flat = vectors.flatten(1, 2)
+        flat, codes = vectors.flatten(1, 2), self.codebook.detach()
         if self.config.matching == "cosine":
             # The length of the vector itself does not change which code is best.
-            scores = flat @ F.normalize(self.codebook, dim=-1).mT
+            scores = torch.bmm(flat, F.normalize(codes, dim=-1).mT.contiguous())
         else:
-            scores = torch.baddbmm(-self.codebook.square().sum(-1).unsqueeze(1), flat, self.codebook.mT, alpha=2)
-        return scores.argmax(-1).view(vectors.shape[:3])
+            scores = torch.baddbmm(-codes.square().sum(-1).unsqueeze(1), flat, codes.mT.contiguous(), alpha=2)
+        return best(scores).view(vectors.shape[:3])
 
     def residual(self, k: int, ids: Tensor) -> Tensor:
         """What the ids [D_a, B, n_k] of scale k (from 0) add to the latent: [D_a, B, H / 4, 8]."""
         scale = self.scales[k]
         rows = ids.flatten(1).unsqueeze(-1).expand(-1, -1, CODE_DIM)
         codes = self.codebook.gather(1, rows).view(*ids.shape, CODE_DIM)
-        lifted = codes if scale == self.length else getattr(self, f"lift_{scale}") @ codes
+        lifted = codes if scale == self.length else self._resampled(codes, f"lift_{scale}")
         return 0.5 * lifted + 0.5 * self.phi[k](lifted)
 
     def quantise(self, latent: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.nn.vq import CODE_DIM, MultiScaleTokenizer, PerDimension, TokenizerConfig, Upsample, resampling
+from robopolicy.nn.vq import CODE_DIM, MultiScaleTokenizer, PerDimension, TokenizerConfig, best, resampling
 
 CONFIG = TokenizerConfig()
 
@@ -69,7 +69,7 @@ def test_resampling_constants() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_layers_equal_torch_convolutions_dimension_by_dimension(stride: int) -> None:
     torch.manual_seed(0)
-    layer, x = PerDimension(3, 2, 4, stride), torch.randn(3, 5, 8, 2)
+    layer, x = PerDimension(3, 2, 4, 8, stride), torch.randn(3, 5, 8, 2)
     torch.nn.init.normal_(layer.bias)
     out = layer(x)
     for d in range(3):
@@ -81,13 +81,13 @@ def test_layers_equal_torch_convolutions_dimension_by_dimension(stride: int) -> 
 
 def test_upsampling_equals_torch_transposed_convolution() -> None:
     torch.manual_seed(0)
-    layer, x = Upsample(2, 3), torch.randn(2, 5, 4, 3)
-    torch.nn.init.normal_(layer.product.bias)
+    layer, x = PerDimension(2, 3, 5, 4, stride=0.5), torch.randn(2, 7, 4, 3)
+    torch.nn.init.normal_(layer.bias)
     out = layer(x)
     for d in range(2):
-        weight = layer.product.weight[d].view(3, 3, 3).permute(0, 2, 1)
+        weight = layer.weight[d].view(3, 3, 5).permute(1, 2, 0)
         expected = torch.nn.functional.conv_transpose1d(
-            x[d].mT, weight, layer.product.bias[d, 0], stride=2, padding=1, output_padding=1
+            x[d].mT, weight, layer.bias[d, 0], stride=2, padding=1, output_padding=1
         )
         torch.testing.assert_close(out[d].mT, expected)
 
@@ -103,7 +103,7 @@ def test_exact_residual_at_the_last_scale_telescopes() -> None:
 
 @pytest.mark.parametrize("matching", ["cosine", "euclidean"])
 def test_nearest_code_by_brute_force(matching: str) -> None:
-    tokenizer = make(2, matching=matching, codes=16)
+    tokenizer = make(2, matching=matching, codes=96)
     torch.nn.init.normal_(tokenizer.codebook)
     vectors = torch.randn(2, 7, 3, CODE_DIM)
     found = tokenizer.nearest(vectors)
@@ -112,10 +112,16 @@ def test_nearest_code_by_brute_force(matching: str) -> None:
             for n in range(3):
                 v, codes = vectors[d, b, n], tokenizer.codebook[d]
                 if matching == "cosine":
-                    best = torch.cosine_similarity(v[None], codes).argmax()
+                    nearest = torch.cosine_similarity(v[None], codes).argmax()
                 else:
-                    best = (codes - v).square().sum(-1).argmin()
-                assert found[d, b, n] == best
+                    nearest = (codes - v).square().sum(-1).argmin()
+                assert found[d, b, n] == nearest
+
+
+def test_best_is_argmax() -> None:
+    scores = torch.randn(3, 40, 512, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(best(scores), scores.argmax(-1))
+    assert torch.equal(best(scores[..., :33]), scores[..., :33].argmax(-1))
 
 
 def test_straight_through_and_the_only_way_to_the_codebook() -> None:
