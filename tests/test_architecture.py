@@ -31,7 +31,7 @@ ROOMS = {
     },
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
     "recipes": {"errors", "policies", "training", "recipes_robomimic"},
-    "recipes_robomimic": {"policies", "training"},
+    "recipes_robomimic": {"nn", "policies", "training"},
     "sim": {"errors", "features"},
     "datasets": {"errors", "features", "configs", "progress"},
     "hardware": {"errors", "features", "inference"},
