@@ -10,6 +10,7 @@ from typing import Any
 
 from robopolicy.errors import RobopolicyError, unknown
 
+ROBOMIMIC = {"lift": "Lift", "can": "Can", "square": "Square", "transport": "Transport", "tool_hang": "ToolHang"}
 TASKS = {
     "blocks": "robopolicy.sim.blocks:Blocks",
     "kitchen": "robopolicy.sim.kitchen:Kitchen",
@@ -18,16 +19,10 @@ TASKS = {
     "pusht-keypoints": "robopolicy.sim.pusht:PushTKeypoints",
     "pusht-image": "robopolicy.sim.pusht:PushTImage",
     "pusht-state-image": "robopolicy.sim.pusht:PushTStateImage",
-    "robomimic-lift": "robopolicy.sim.robomimic:Lift",
-    "robomimic-lift-abs": "robopolicy.sim.robomimic:LiftAbs",
-    "robomimic-can": "robopolicy.sim.robomimic:Can",
-    "robomimic-can-abs": "robopolicy.sim.robomimic:CanAbs",
-    "robomimic-square": "robopolicy.sim.robomimic:Square",
-    "robomimic-square-abs": "robopolicy.sim.robomimic:SquareAbs",
-    "robomimic-transport": "robopolicy.sim.robomimic:Transport",
-    "robomimic-transport-abs": "robopolicy.sim.robomimic:TransportAbs",
-    "robomimic-tool_hang": "robopolicy.sim.robomimic:ToolHang",
-    "robomimic-tool_hang-abs": "robopolicy.sim.robomimic:ToolHangAbs",
+} | {
+    f"robomimic-{task}{suffix}": f"robopolicy.sim.robomimic:{cls}{variant}"
+    for task, cls in ROBOMIMIC.items()
+    for suffix, variant in (("", ""), ("-abs", "Abs"), ("-image", "Image"), ("-image-abs", "ImageAbs"))
 }
 EXPERTS = {
     "blocks": {"scripted": "robopolicy.sim.blocks_player:BlocksPlayer"},
