@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
         raise RobopolicyError(f"{output}: exists already; choose another --output")
     policy, about = checkpoint.load(args.checkpoint)
     if not isinstance(policy, CarpPolicy):
-        raise RobopolicyError(f"{args.checkpoint}: policy {policy.config.kind!r} has no tokenizer; 'carp' has one")
+        raise RobopolicyError(f"{args.checkpoint}: {type(policy).__name__} has no tokenizer, CARP has one")
     name = str(args.checkpoint)
     batch = held_out_windows(args.data, policy, about["task"], [about["provenance"]], [name], args.windows)
     report = measure(policy, batch["action"], name)

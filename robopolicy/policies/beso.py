@@ -200,7 +200,7 @@ class ScoreMLP(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, states: Tensor, goal: Tensor | None = None) -> Tensor:
         seen = states.flatten(1)
-        return self.body(x, time, seen if goal is None else torch.cat([seen, goal.flatten(1)], dim=1))  # type: ignore[no-any-return]
+        return self.body(x, time, seen if goal is None else torch.cat([seen, goal.flatten(1)], dim=1))
 
 
 class BESOPolicy(DiffusionPolicy):
