@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--many", type=Path, nargs="*", default=[], help="runs to sample with 50 steps as well")
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--many-episodes", type=int, default=50, help="the first of them, for 50 steps")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,8 +76,8 @@ def main() -> None:
         for variant, values in found.items():
             values.append(run(path, policy, variant, args.episodes))
         if path in args.many:
-            many = run(path, policy, "many", args.episodes)["result"]
-            gaps[seeds[-1]] = np.subtract(found["goal"][-1]["result"], many)
+            many = run(path, policy, "many", args.many_episodes)["result"]
+            gaps[seeds[-1]] = np.subtract(found["goal"][-1]["result"][: args.many_episodes], many)
     if not args.record:
         return
     command = "python benchmarks/beso_blocks.py --record " + " ".join(f"RUNS/blocks_{s}" for s in seeds)
@@ -107,8 +108,8 @@ def main() -> None:
             gap.low,
             gap.high,
             "difference in result",
-            args.episodes * len(gaps),
-            seeds=f"train {list(gaps)}, test {TEST_SEEDS}..{TEST_SEEDS + args.episodes - 1}",
+            args.many_episodes * len(gaps),
+            seeds=f"train {list(gaps)}, test {TEST_SEEDS}..{TEST_SEEDS + args.many_episodes - 1}",
             peer="50 steps",
             note=f"{STEPS} minus 50 steps of DDIM, the same checkpoints and episodes, paired. Per training seed: "
             f"{', '.join(f'{g.mean():.3f}' for g in gaps.values())}.",
