@@ -1,7 +1,9 @@
 """A batch of environments behind one interface, in this process or spread over worker processes."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
@@ -9,7 +11,7 @@ import numpy as np
 
 from robopolicy import registry
 from robopolicy.errors import RobopolicyError
-from robopolicy.evaluation.workers import Arrays, Workers
+from robopolicy.evaluation.workers import Arrays, WorkerDied, Workers
 
 if TYPE_CHECKING:
     from robopolicy.sim.task import Task
@@ -18,6 +20,8 @@ TaskSource = str | Callable[[], "Task"]
 """A registered task name, or a function that makes the environment."""
 PICTURE_SIZE = 192
 """Longest side of the start and end pictures, pixels."""
+MAX_DEATHS = 3
+"""Deaths of workers in one request after which its episodes are what kills them."""
 
 
 def make_task(source: TaskSource) -> "Task":
@@ -45,6 +49,8 @@ class EnvironmentSlice:
     and adds reward, terminated, success and "metric/<name>" of each; "view" takes slot and returns PNG bytes as
     "picture/<slot>".
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, source: TaskSource, count: int, keys: Sequence[str], hold: bool) -> None:
         self.tasks = [make_task(source) for _ in range(count)]
@@ -99,16 +105,33 @@ class EnvironmentSlice:
 class Environments(Protocol):
     """Slots 0..n-1, each with one environment."""
 
+    notes: Sequence[str]
+    """What a report should say about the run."""
+
     def __call__(self, request: str, arrays: Arrays) -> Arrays: ...
 
     def close(self) -> None: ...
 
 
+@dataclass
+class _Episode:
+    """What brings a new environment to where a lost one was."""
+
+    seed: int
+    actions: list[np.ndarray] = field(default_factory=list)
+
+
 class WorkerEnvironments:
-    """The interface of `EnvironmentSlice` over worker processes: slot s lives in worker s mod `workers`."""
+    """The interface of `EnvironmentSlice` over worker processes: slot s lives in worker s mod `workers`.
+
+    When a worker dies, a new one runs the episodes of its slots again, from their seeds and with the same actions, up
+    to where they were: an episode is a function of these alone, so that nothing changes but the time.
+    """
 
     def __init__(self, source: TaskSource, count: int, keys: Sequence[str], hold: bool, workers: int) -> None:
         self._workers = Workers(EnvironmentSlice, (source, -(-count // workers), tuple(keys), hold), workers)
+        self._episodes: dict[int, _Episode] = {}
+        self.notes: list[str] = []
 
     def close(self) -> None:
         self._workers.close()
@@ -119,11 +142,11 @@ class WorkerEnvironments:
         parts = [(w, np.flatnonzero(owner == w)) for w in range(count)]
         parts = [(w, rows) for w, rows in parts if len(rows)]
         for w, rows in parts:
-            sent = {k: v[rows] for k, v in arrays.items()}
-            self._workers.send(w, request, sent | {"slot": sent["slot"] // count})
+            self._send(w, request, {k: v[rows] for k, v in arrays.items()})
         reply: dict[str, Any] = {}
         for w, rows in parts:
-            for key, values in self._workers.receive(w).items():
+            sent = {k: v[rows] for k, v in arrays.items()}
+            for key, values in self._receive(w, request, sent).items():
                 if key.startswith("picture/"):
                     slot = int(key.removeprefix("picture/")) * count + w
                     reply[f"picture/{slot}"] = values
@@ -131,7 +154,46 @@ class WorkerEnvironments:
                 if key not in reply:
                     reply[key] = np.empty((len(owner), *values.shape[1:]), values.dtype)
                 reply[key][rows] = values
+            self._remember(request, sent)
         return reply
+
+    def _send(self, worker: int, request: str, arrays: Arrays) -> None:
+        self._workers.send(worker, request, arrays | {"slot": arrays["slot"] // len(self._workers)})
+
+    def _receive(self, worker: int, request: str, arrays: Arrays) -> Arrays:
+        """The reply to a request that was sent; a worker that died is replaced and asked again."""
+        deaths: list[WorkerDied] = []
+        while True:
+            try:
+                if deaths:
+                    self._replace(worker, deaths[-1])
+                    self._send(worker, request, arrays)
+                return self._workers.receive(worker)
+            except WorkerDied as death:
+                deaths.append(death)
+                if len(deaths) == MAX_DEATHS:
+                    raise
+
+    def _replace(self, worker: int, death: WorkerDied) -> None:
+        lost = {s: e for s, e in sorted(self._episodes.items()) if s % len(self._workers) == worker}
+        seeds = ", ".join(str(e.seed) for e in lost.values()) or "none"
+        note = f"{death}; episodes under way there were run again from their seeds: {seeds}"
+        logging.getLogger(__name__).warning(note)
+        self.notes.append(note)
+        self._workers.restart(worker)
+        for slot, episode in lost.items():
+            requests = [("reset", {"seed": np.array([episode.seed], np.int64)})]
+            requests += [("step", {"action": action[None]}) for action in episode.actions]
+            for request, arrays in requests:
+                self._send(worker, request, arrays | {"slot": np.array([slot], np.int64)})
+                self._workers.receive(worker)
+
+    def _remember(self, request: str, arrays: Arrays) -> None:
+        for row, slot in enumerate(arrays["slot"].tolist()):
+            if request == "reset":
+                self._episodes[slot] = _Episode(int(arrays["seed"][row]))
+            elif request == "step":
+                self._episodes[slot].actions.append(arrays["action"][row])
 
 
 def open_environments(source: TaskSource, count: int, keys: Sequence[str], hold: bool, workers: int) -> Any:

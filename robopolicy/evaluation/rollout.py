@@ -141,6 +141,7 @@ def evaluate(
         with open_environments(task, count, keys, hold, workers) as environments, _inference(policy):
             loop = _Loop(environments, reference, runner, timer, set(wanted[:pictures]))
             rollouts = loop.run(wanted, progress)
+            notes = list(environments.notes)
         info = EvalInfo(
             task=reference.name,
             score_name=reference.score_name,
@@ -150,6 +151,7 @@ def evaluate(
             runner=runner.options,
             fingerprint=reference.fingerprint(),
             provenance={"features": policy.features.schema_hash(), "device": str(policy.device)} | (provenance or {}),
+            notes=notes,
         )
         if info.purpose in ("training", "mixed"):
             info.notes.append(f"{info.purpose} seeds: initial states that demonstrations may have been recorded from")

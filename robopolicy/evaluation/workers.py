@@ -22,6 +22,10 @@ _HEADER_SIZE = 4
 _USER_ERROR, _CRASH = "error", "crash"
 
 
+class WorkerDied(RuntimeError):
+    """A worker process ended without a word, as when it is killed or its simulator crashes."""
+
+
 class Server(Protocol):
     """What runs in a worker: answers each request with arrays."""
 
@@ -84,26 +88,38 @@ class Workers:
     """
 
     def __init__(self, make: Callable[..., Server], args: tuple[Any, ...], count: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._make, self._args = make, args
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         try:
             for i in range(count):
-                ours, theirs = context.Pipe()
-                self._connections.append(ours)
-                process = context.Process(target=_serve, args=(theirs, make, args), daemon=True, name=f"worker-{i}")
-                try:
-                    process.start()
-                except (AttributeError, TypeError, ValueError) as error:
-                    raise RobopolicyError(
-                        f"worker processes need a task name or an importable function, not a lambda or local: {error}"
-                    ) from error
-                finally:
-                    theirs.close()
+                connection, process = self._start(i)
+                self._connections.append(connection)
                 self._processes.append(process)
         except BaseException:
             self.close()
             raise
+
+    def _start(self, worker: int) -> tuple[Connection, Any]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        target = (theirs, self._make, self._args)
+        process = context.Process(target=_serve, args=target, daemon=True, name=f"worker-{worker}")
+        try:
+            process.start()
+        except (AttributeError, TypeError, ValueError) as error:
+            ours.close()
+            raise RobopolicyError(
+                f"worker processes need a task name or an importable function, not a lambda or local: {error}"
+            ) from error
+        finally:
+            theirs.close()
+        return ours, process
+
+    def restart(self, worker: int) -> None:
+        """A new process in place of a worker that has died; its server begins anew."""
+        self._connections[worker].close()
+        self._connections[worker], self._processes[worker] = self._start(worker)
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -123,13 +139,16 @@ class Workers:
             self._connections[worker].send_bytes(pack(request, arrays))
 
     def receive(self, worker: int) -> Arrays:
-        """The reply. A `RobopolicyError` of the worker is raised anew, a crash as RuntimeError with its traceback."""
+        """The reply. A `RobopolicyError` of the worker is raised anew, a crash as RuntimeError with its traceback.
+
+        Raises WorkerDied when the process is gone.
+        """
         try:
             kind, arrays = unpack(self._connections[worker].recv_bytes())
         except (EOFError, ConnectionResetError):
             process = self._processes[worker]
             process.join(timeout=5)
-            raise RuntimeError(f"{process.name} died with exit code {process.exitcode}") from None
+            raise WorkerDied(f"{process.name} died with exit code {process.exitcode}") from None
         if kind == _USER_ERROR:
             raise RobopolicyError(untext(arrays["text"]))
         if kind == _CRASH:
