@@ -90,6 +90,8 @@ class GuidedSamplerConfig(SamplerConfig):
     """Smallest positive noise level visited; 0 takes the process's. The published block-push results use 0.1."""
     sigma_max: float = 0.0
     """First noise level; 0 takes the process's."""
+    rho: float = 7.0
+    """Exponent of the schedule "karras"; 5 in BESO's published configurations."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 follows the goal, 0 ignores it, above 1 exaggerates it (needs goal_dropout)."""
     past_actions: Literal["drift", "clamp", "noised"] = "drift"
@@ -343,7 +345,8 @@ class BESOPolicy(DiffusionPolicy):
         config = self.config.sampler
         if config.schedule != "native":
             low, high = config.sigma_min or self.process.sigma_min, config.sigma_max or self.process.sigma_max
-            return schedule(config.schedule, config.steps, low, high)
+            options = {"rho": config.rho} if config.schedule == "karras" else {}
+            return schedule(config.schedule, config.steps, low, high, **options)
         if config.sigma_min or config.sigma_max:
             raise RobopolicyError("schedule 'native' has its own noise levels: leave sigma_min and sigma_max at 0")
         return self.process.sigmas(config.steps)
