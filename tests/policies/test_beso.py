@@ -387,9 +387,13 @@ def test_the_goal_decides_where_it_goes_and_both_ways_there_are_used():
 
 def test_noise_levels_follow_the_sampler_settings():
     policy = tiny(sampler=GuidedSamplerConfig(schedule="karras", rho=5.0, sigma_min=0.005, sigma_max=1.0))
-    torch.testing.assert_close(policy.noise_levels(), torch.tensor([1.0, 0.1384, 0.005, 0.0]).double(), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        policy.noise_levels(), torch.tensor([1.0, 0.1384, 0.005, 0.0]).double(), atol=5e-5, rtol=0
+    )
     policy.config.sampler.schedule = "linear"
-    torch.testing.assert_close(policy.noise_levels(), torch.tensor([1.0, 0.5025, 0.005, 0.0]).double(), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        policy.noise_levels(), torch.tensor([1.0, 0.5025, 0.005, 0.0]).double(), atol=5e-5, rtol=0
+    )
 
 
 def test_the_small_network_sees_goal_states_and_time_and_guides():
