@@ -41,6 +41,20 @@ def test_beso_paper_recipe_has_the_published_hyper_parameters() -> None:
     assert all(small["network"][s] == network[s] == ddpm["network"][s] for s in sizes), "of equal size"
 
 
+def test_carp_paper_recipes_have_the_published_hyper_parameters() -> None:
+    state, image = (to_dict(recipe(f"pusht-carp-{n}")) for n in ("paper", "image"))
+    for config, size, batch, lr in ((state, (2, 8, 64), 256, 1e-4), (image, (1, 16, 160), 64, 2.5e-5)):
+        policy, optim = config["policy"], config["optim"]
+        assert (policy["n_obs_steps"], policy["depth"], policy["width"]) == size
+        assert (policy["horizon"], policy["n_action_steps"], policy["top_k"]) == (16, 8, 1)
+        tokenizer = policy["tokenizer"]
+        assert (tokenizer["scales"], tokenizer["codes"], tokenizer["matching"]) == ([1, 2, 3, 4], 512, "cosine")
+        assert (tokenizer["lr"], tokenizer["betas"], tokenizer["weight_decay"]) == (3e-4, [0.5, 0.9], 0.005)
+        assert (optim["lr"], optim["betas"], optim["weight_decay"]) == (lr, [0.9, 0.95], 0.05)
+        assert (optim["clip_norm"], config["batch_size"]) == (2.0, batch)
+        assert (config["ema"]["power"], config["ema"]["max_decay"]) == (0.75, 0.9999)
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_changing_one_recipe_changes_no_other(name: str) -> None:
     before = {n: to_dict(recipe(n)) for n in RECIPES}
