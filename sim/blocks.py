@@ -237,7 +237,7 @@ class Blocks(Task):
     def hold_action(self, observation: Observation) -> np.ndarray:
         return np.zeros(2, np.float32)
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+    def restore(self, arrays: dict[str, np.ndarray], attributes: dict[str, Any] | None = None) -> Observation:
         """Starts from the first recorded state, at rest; targets and goal are those of seed 0."""
         return self.reset(seed=0, options={"state": np.asarray(arrays[STATE][0], np.float64)})[0]
 

@@ -227,7 +227,7 @@ class _PushT(Task):
     def hold_action(self, observation: Observation) -> np.ndarray:
         return np.array(observation[STATE], dtype=np.float32)
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+    def restore(self, arrays: dict[str, np.ndarray], attributes: dict[str, Any] | None = None) -> Observation:
         """Starts from the first of recorded agent positions and block poses, agent and block at rest."""
         first = {key: array[:1] for key, array in arrays.items()}
         pose = _recorded_pose(first)

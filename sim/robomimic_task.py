@@ -1,6 +1,7 @@
 """What robomimic's tasks on robosuite have in common; `sim/robomimic.py` lists them."""
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -163,11 +164,27 @@ class RobomimicTask(Task):
 
     @classmethod
     def of_recording(cls, metadata: dict[str, Any]) -> "RobomimicTask":
-        return cls(env_args=metadata.get("env_args"))
+        env_args = metadata.get("env_args")
+        return cls(env_args=env_args if isinstance(env_args, dict) else None)
 
     @classmethod
     def recorded(cls, metadata: dict[str, Any]) -> bool:
-        return dict(metadata.get("env_args") or {}).get("env_name") == cls.scene.env_name
+        env_args = metadata.get("env_args")
+        return isinstance(env_args, dict) and env_args.get("env_name") == cls.scene.env_name
+
+    @classmethod
+    def version_notes(cls, fingerprint: dict[str, str]) -> list[str]:
+        then = fingerprint.get("robosuite")
+        try:
+            now = version("robosuite")
+        except PackageNotFoundError:
+            return []
+        if then in (None, now):
+            return []
+        return [
+            f"the dataset was recorded with robosuite {then}, task {cls.name!r} runs {now}: "
+            "`robopolicy data replay` says how many of its episodes still succeed"
+        ]
 
     @classmethod
     def adapt(cls, arrays: dict[str, np.ndarray], features: FeatureSpec) -> tuple[dict[str, np.ndarray], FeatureSpec]:

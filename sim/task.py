@@ -71,9 +71,25 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
         """The mirror image of recorded arrays [N, ...] in this task's keys, for tasks with such a symmetry."""
         raise RobopolicyError(f"task {cls.name!r} has no mirror symmetry to augment data with")
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> Observation:
+    @classmethod
+    def of_recording(cls, metadata: dict[str, Any]) -> "Task":
+        """An environment with the settings that a dataset's metadata ask for, such as robomimic's `env_args`."""
+        return cls()
+
+    @classmethod
+    def recorded(cls, metadata: dict[str, Any]) -> bool:
+        """Whether a dataset with this metadata may be of this task: False only for one that is known to be another."""
+        return True
+
+    @classmethod
+    def version_notes(cls, fingerprint: dict[str, str]) -> list[str]:
+        """What to know before training on a dataset with this fingerprint, such as another simulator version."""
+        return []
+
+    def restore(self, arrays: dict[str, np.ndarray], attributes: dict[str, Any] | None = None) -> Observation:
         """Starts an episode from the first state of recorded arrays [T, ...] in this task's keys (see `adapt`).
 
+        `attributes` is what the dataset says about the whole episode, such as robomimic's `model_file`.
         Errors: a task that cannot do so, or arrays that do not hold the whole state.
         """
         raise RobopolicyError(f"task {self.name!r} cannot restore recorded states")

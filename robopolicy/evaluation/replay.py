@@ -14,7 +14,6 @@ import numpy as np
 
 from robopolicy import registry
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
-from robopolicy.evaluation.environments import make_task
 from robopolicy.evaluation.statistics import Interval, wilson
 from robopolicy.features import EXECUTED
 from robopolicy.progress import progress_bar
@@ -67,6 +66,12 @@ class Replay:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         return asdict(self)
+
+    @property
+    def differences(self) -> list[str]:
+        """Parts of the simulator whose versions are known on both sides and differ, as text."""
+        both = {name: (then, now) for name, (then, now) in self.fingerprints.items() if then and now}
+        return [f"{name} {then}, now {now}" for name, (then, now) in both.items() if then != now]
 
     def summary(self) -> str:
         """The outcome as text of about 100 columns, with the episodes that were not reproduced."""
@@ -127,14 +132,15 @@ def replay(
         name = task or guess_task(source)
         _check_task(name, registry.task_class(name))
         keys = [f.key for f in source.features if f.kind != "image"]
-        with closing(make_task(name)) as simulation:
+        with closing(registry.task_class(name).of_recording(source.metadata)) as simulation:
             results = []
             for number in progress_bar(
                 iterable=numbers, desc=f"replay in {name}", unit="episode", delay=1, disable=not progress
             ):
                 arrays = source.read(number, keys)
                 _check_finite(path, number, arrays)
-                results.append(_replay_one(simulation, number, arrays, source.features.select(keys)))
+                attributes = source.attributes(number)
+                results.append(_replay_one(simulation, number, arrays, source.features.select(keys), attributes))
             now = simulation.fingerprint()
         known = [e.recorded_success for e in results if e.recorded_success is not None]
         return Replay(
@@ -160,6 +166,8 @@ def guess_task(source: "Source") -> str:
         cls = registry.task_class(name)
         try:
             _check_task(name, cls)
+            if not cls.recorded(source.metadata):
+                continue
             _, adapted = cls.adapt(first, known)
         except RobopolicyError:
             continue
@@ -203,16 +211,21 @@ def _check_finite(path: Path, episode: int, arrays: dict[str, np.ndarray]) -> No
 
 
 def _replay_one(
-    task: "Task", number: int, recorded: dict[str, np.ndarray], features: "FeatureSpec"
+    task: "Task",
+    number: int,
+    recorded: dict[str, np.ndarray],
+    features: "FeatureSpec",
+    attributes: dict[str, Any],
 ) -> ReplayedEpisode:
     arrays, spec = task.adapt(recorded, features)
     lines = recorded_features(task.features).compare(spec, f"task {task.name!r}", "the dataset")
     if lines:
         raise FeatureMismatch("; ".join(lines))
     inputs = [f.key for f in recorded_features(task.features).inputs]
-    executed = recorded[EXECUTED] if EXECUTED in recorded else arrays[task.features.action.key]
+    # Of two kinds of action a task may adapt either.
+    executed = arrays.get(EXECUTED, recorded.get(EXECUTED, arrays[task.features.action.key]))
     actions = np.asarray(executed, dtype=task.features.action.dtype)
-    observation = task.restore(arrays)
+    observation = task.restore(arrays, attributes)
     errors: list[dict[str, float]] = []
     success = False
     for step, action in enumerate(actions):

@@ -1,5 +1,6 @@
 """From a dataset on disk to batches of windows for one policy."""
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ def load_data(config: TrainConfig, path: Path) -> TrainingData:
     wanted = task.features
     images = [f.key for f in wanted.of_kind("image")]
     episodes = open_dataset(path, images=bool(images), cache_dir=config.data.cache)
+    for note in task.version_notes(episodes.fingerprint):
+        logging.getLogger(__name__).warning("%s: %s", path, note)
     arrays, features = task.adapt(episodes.arrays, episodes.features)
     spec = FeatureSpec(tuple(wanted.features), wanted.rate_hz)
     goals = _goals(config, task)

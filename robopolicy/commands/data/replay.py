@@ -1,4 +1,4 @@
-"""robopolicy data replay PATH [--task pusht] [--episodes 0 1 2] [--json] [--output replay.json]."""
+"""robopolicy data replay PATH [--task pusht] [--episodes 0 1 2] [--strict] [--json] [--output replay.json]."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from robopolicy.errors import RobopolicyError
+from robopolicy.errors import DataError, RobopolicyError
 
 
 @dataclass
@@ -19,6 +19,8 @@ class ReplayArgs:
     """Registered task; by default the one that the features of the dataset fit."""
     episodes: tuple[str, ...] = ()
     """Episode numbers, or ranges such as 0:50; all by default."""
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Exit with status 2 when the simulator that recorded differs from this one."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON instead of text."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -40,3 +42,6 @@ def run(arguments: list[str]) -> None:
         write_file(args.output, text.encode())
         if not args.json:
             print(f"\nwritten: {args.output}")
+    if args.strict and result.differences:
+        succeeded = f"{sum(e.success for e in result.episodes)} of {len(result.episodes)} episodes succeed"
+        raise DataError(f"{args.path}: recorded with {'; '.join(result.differences)}; {succeeded} in the replay")
