@@ -1,1 +1,1 @@
-"""Safety gate, robot profiles, drivers and ROS 2 nodes."""
+"""The safety gate: what stands between any policy and a controller."""
