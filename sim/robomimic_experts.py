@@ -25,16 +25,19 @@ SQUEEZE = 0.004  # by which they may be further apart than the object is wide an
 AT_GRASP, AROUND = 0.008, 0.025  # from the grasp point: where fingers begin to close, and are around the object, m
 YAW_TOLERANCE = 0.12  # at which fingers close, rad
 WAY_PER_RADIAN = 0.06  # m of lateral error that a radian of yaw error counts as
+TURN_SPEED = 0.7  # share of the largest rotation that is used
 CARE = 0.2  # least share of the noise that is added to small motions
+FAR = 0.10  # m of horizontal way that are weighed against a vertical one, whatever is left of it
 BEND_FROM, BEND_OVER = 0.05, 0.10  # distance in m from which ways bend, and over which they bend more and more
 
 CUBE_WIDTH, CUBE_TOP = 0.044, 0.92  # of the largest cube, and height to which it is lifted, m
 CAN_WIDTH, CAN_PLACE, CAN_GRASP = 0.051, np.array([0.148, 0.33]), 0.01
-CAN_CARRY, CAN_CLEAR, CAN_RELEASE = 0.98, 0.95, 0.92  # heights of the can: in transit, above walls, let go, m
-NUT_WIDTH, NUT_HANDLE, PEG = 0.032, 0.054, np.array([0.23, 0.10])
-NUT_YAWS = np.array([np.pi, np.pi / 2, -np.pi / 2])  # on the peg; with its handle away from it the arm is too short
-NUT_CARRY, NUT_CLEAR, NUT_LOW, NUT_RELEASE = 0.99, 0.965, 0.90, 0.935  # heights of the nut, m
-NUT_ON_PEG = 0.014  # from the peg's axis within which the nut is around it once below its top, m
+CAN_CARRY, CAN_CLEAR, CAN_RELEASE = 0.99, 0.965, 0.92  # heights of the can: in transit, above walls, let go, m
+NUT_WIDTH, NUT_HANDLE, PEG = 0.032, 0.064, np.array([0.23, 0.10])
+NUT_YAWS = np.array([np.pi, np.pi / 2, -np.pi / 2])  # on the peg: with the handle beyond it the arm is too short
+NUT_DETOURS = np.array([0.0, 0.85, 0.85])  # rad of turning that placing the handle at the arm's side is worth
+NUT_CARRY, NUT_CLEAR, NUT_LOW, NUT_RELEASE = 0.99, 0.965, 0.88, 0.91  # heights of the nut, m
+NUT_THREADED = 0.018, 0.95  # distance from the peg's axis and height, both below, at which the nut is around it, m
 TABLE_NUT = 0.83  # height of the nut on the table, m
 
 
@@ -47,7 +50,7 @@ class Style:
     hover: float = 0.08
     """Height in m above the grasp from which the gripper descends once it is over it."""
     yaw: float = 0.0
-    """Of the equivalent grasps, the one nearest to this yaw of the gripper is taken, rad."""
+    """Of the equivalent grasps, the one nearest to the middle of this yaw and the gripper's is taken, rad."""
     bend: float = 0.0
     """Angle in rad by which far ways turn to the left."""
     carry: float = 0.0
@@ -105,7 +108,7 @@ Rule = Callable[[View, Style], Goal]
 
 def lift(view: View, style: Style) -> Goal:
     """Grasps the cube by two of its sides and raises it."""
-    yaw = _nearest(view.thing_yaw, np.pi / 2, style.yaw)
+    yaw = _nearest(view.thing_yaw, np.pi / 2, (style.yaw + view.yaw) / 2)
     if _holds(view, view.thing, CUBE_WIDTH):
         return Goal(np.array([*view.position[:2], CUBE_TOP + style.carry]), yaw, True, style.speed)
     return _grasp(view, view.thing, yaw, style)
@@ -121,7 +124,7 @@ def can(view: View, style: Style) -> Goal:
     if not _holds(view, grasp, CAN_WIDTH):
         return _grasp(view, grasp, style.yaw, style)
     height = CAN_RELEASE - 0.02 + (CAN_CARRY + style.carry - CAN_RELEASE + 0.02) * _ramp(distance, 0.015, 0.06)
-    free = _ramp(view.thing[2], CAN_CLEAR - 0.03, CAN_CLEAR) if distance > 0.06 else 1.0
+    free = _ramp(view.thing[2], CAN_CLEAR - 0.025, CAN_CLEAR) if distance > 0.06 else 1.0
     move = np.array([*(free * _bent(way, style.bend)), height - view.thing[2]])
     return Goal(view.position + move, style.yaw, True, _hesitant(style, distance, 0.06))
 
@@ -132,18 +135,17 @@ def square(view: View, style: Style) -> Goal:
     grasp = view.thing + np.array([*(NUT_HANDLE * along), 0])
     way = PEG - view.thing[:2]
     distance = float(np.hypot(*way))
-    if distance < NUT_ON_PEG and view.thing[2] < NUT_RELEASE:
+    threaded = distance < NUT_THREADED[0] and view.thing[2] < NUT_THREADED[1]
+    if threaded and view.thing[2] < NUT_RELEASE:
         return _let_go(view, style, NUT_WIDTH, view.yaw)
     if not _holds(view, grasp, NUT_WIDTH):
-        return _grasp(view, grasp, _nearest(view.thing_yaw, np.pi, style.yaw), style)
+        return _grasp(view, grasp, _nearest(view.thing_yaw, np.pi, (style.yaw + view.yaw) / 2), style)
     turns = _wrap(NUT_YAWS - view.thing_yaw)
-    turn = float(turns[np.abs(turns).argmin()])
+    turn = float(turns[(np.abs(turns) + NUT_DETOURS).argmin()])
     # The nut turns about the gripper that holds it: reckon with where it will be once turned.
-    arm = view.thing[:2] - view.position[:2]
-    turned_arm = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ arm
-    way = PEG - turned_arm - view.position[:2]
+    way = PEG - view.position[:2] - _turned(view.thing[:2] - view.position[:2], turn)
     error = float(np.hypot(*way)) + WAY_PER_RADIAN * abs(turn)
-    height = NUT_LOW + (NUT_CARRY + style.carry - NUT_LOW) * _ramp(error, 0.004, 0.012)
+    height = NUT_LOW + (NUT_CARRY + style.carry - NUT_LOW) * _ramp(0.0 if threaded else error, 0.004, 0.012)
     lifted = _ramp(view.thing[2], TABLE_NUT + 0.005, TABLE_NUT + 0.03)
     outside = _ramp(distance, 0.10, 0.15)
     free = lifted * max(outside, _ramp(view.thing[2], NUT_CLEAR - 0.02, NUT_CLEAR), 1 - _ramp(distance, 0.01, 0.015))
@@ -166,7 +168,7 @@ def _grasp(view: View, point: np.ndarray, yaw: float, style: Style) -> Goal:
 
 def _let_go(view: View, style: Style, width: float, yaw: float) -> Goal:
     """Opens the fingers, then rises."""
-    rise = 0.10 * _ramp(view.width, width + 0.006, width + 0.014)
+    rise = 0.10 * _ramp(view.width, width + 0.012, width + 0.022)
     return Goal(view.position + np.array([0, 0, rise]), yaw, False, style.speed)
 
 
@@ -179,9 +181,14 @@ def _hesitant(style: Style, distance: float, within: float) -> float:
 
 
 def _bent(way: np.ndarray, angle: float) -> np.ndarray:
-    """A horizontal way [2] turned to the left by `angle` when it is long, and not at all when it is short."""
-    turn = angle * _ramp(float(np.hypot(*way)), BEND_FROM, BEND_FROM + BEND_OVER)
-    return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ way
+    """A horizontal way [2], cut to `FAR`, turned to the left by `angle` if it is long, and not at all if short."""
+    length = float(np.hypot(*way))
+    turn = angle * _ramp(length, BEND_FROM, BEND_FROM + BEND_OVER)
+    return _turned(way * min(1.0, FAR / max(length, 1e-9)), turn)
+
+
+def _turned(way: np.ndarray, angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ way
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -269,7 +276,7 @@ def motion_to(goal: Goal, view: View) -> tuple[np.ndarray, float]:
     way *= min(1.0, goal.speed / max(float(np.linalg.norm(way)), 1e-9))
     wanted = Rotation.from_euler("z", goal.yaw).as_matrix() @ DOWNWARD
     turn = GAIN * Rotation.from_matrix(wanted @ view.rotation.T).as_rotvec() / ROTATION_UNIT
-    turn *= min(1.0, goal.speed / max(float(np.linalg.norm(turn)), 1e-9))
+    turn *= min(1.0, TURN_SPEED * goal.speed / max(float(np.linalg.norm(turn)), 1e-9))
     return np.concatenate([way, turn]), 1.0 if goal.close else -1.0
 
 
