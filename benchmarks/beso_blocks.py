@@ -103,7 +103,7 @@ def main() -> None:
         gap = mean_over_seeds(list(gaps.values()))
         record(
             "beso_blocks_few_minus_many",
-            f"{command} --many {' '.join(f'RUNS/blocks_{s}' for s in gaps)}",
+            f"{command} --many {' '.join(f'RUNS/blocks_{s}' for s in gaps)} --many-episodes {args.many_episodes}",
             gap.value,
             gap.low,
             gap.high,
