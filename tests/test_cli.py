@@ -72,6 +72,7 @@ def test_compare_and_bench_and_info_print(chain: Path, capsys: pytest.CaptureFix
         (["trian"], "unknown verb 'trian'. Did you mean 'train'"),
         (["train", "pusht-smal"], "unknown recipe 'pusht-smal'. Did you mean 'pusht-small'"),
         (["train", "pusht-small", "--data.path", "nowhere"], "--data.path nowhere: no such dataset"),
+        (["train", "pusht-goal-beso"], "--data.path is needed: task 'pusht-goal' has no scripted expert"),
         (["train", "--resume", "nowhere"], "nowhere: no run to resume"),
         (["eval", "nowhere"], "nowhere: no such checkpoint or run"),
         (["bench", "nowhere"], "nowhere: no such checkpoint or run"),

@@ -108,7 +108,12 @@ def demonstrations(config: TrainConfig) -> Path:
         except DataError as error:
             raise RobopolicyError(f"--data.path {error}") from error
     from robopolicy.evaluation.record import record
+    from robopolicy.registry import expert_class
 
+    try:
+        expert_class(config.task, "scripted")
+    except RobopolicyError as error:
+        raise RobopolicyError(f"--data.path is needed: {error}") from error
     path = Path("outputs") / "demos" / f"{config.task}_scripted_{config.data.scripted_episodes}"
     if int(os.environ.get("RANK", 0)) == 0 and not path.exists():
         print(f"no --data.path given: recording {config.data.scripted_episodes} scripted demonstrations to {path}")
