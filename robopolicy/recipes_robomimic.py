@@ -63,12 +63,12 @@ def _dp(task: str) -> TrainConfig:
         normalization=replace(POSES),
         state_noise=0.01,
     )
-    return _small(policy, f"robomimic-{task}-abs", steps=20_000)
+    return _small(policy, f"robomimic-{task}-abs", steps=16_000)
 
 
 def _flow(task: str) -> TrainConfig:
     policy = FlowConfig(network=replace(MLP), normalization=replace(POSES), state_noise=0.01)
-    return _small(policy, f"robomimic-{task}-abs", steps=20_000)
+    return _small(policy, f"robomimic-{task}-abs", steps=16_000)
 
 
 def _beso(task: str) -> TrainConfig:
@@ -82,12 +82,12 @@ def _beso(task: str) -> TrainConfig:
         normalization=replace(POSES),
         state_noise=0.01,
     )
-    return _small(policy, f"robomimic-{task}-abs", steps=16_000, batch_size=64)
+    return _small(policy, f"robomimic-{task}-abs", steps=14_000, batch_size=64)
 
 
 def _carp(task: str) -> TrainConfig:
-    # Ten action dimensions are a hundred tokens: what fits into the time are small batches.
-    policy = CarpConfig(tokenizer=TokenizerConfig(steps=3000), normalization=replace(POSES), state_noise=0.01)
+    # Ten action dimensions are a hundred tokens: what fits into the time are small batches, and a faster tokenizer.
+    policy = CarpConfig(tokenizer=TokenizerConfig(steps=3000, lr=3e-3), normalization=replace(POSES), state_noise=0.01)
     config = _small(policy, f"robomimic-{task}-abs", steps=9000, batch_size=32)
     config.optim = OptimConfig(
         1e-3, betas=(0.9, 0.95), weight_decay=0.05, decay_vectors=False, warmup_steps=200, clip_norm=2.0
@@ -97,7 +97,7 @@ def _carp(task: str) -> TrainConfig:
 
 def _bcrnn(task: str) -> TrainConfig:
     policy = BCRNNConfig(normalization=NormalizationConfig("min_max", "identity"))
-    config = _small(policy, f"robomimic-{task}", steps=20_000, batch_size=100)
+    config = _small(policy, f"robomimic-{task}", steps=15_000, batch_size=100)
     config.optim.lr = 1e-3
     # Likelihoods of deviations down to 1e-4, and recurrent networks, gain nothing from half precision.
     config.precision = "fp32"

@@ -30,7 +30,7 @@ ROOMS = {
         "progress",
     },
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
-    "recipes": {"errors", "policies", "training", "recipes_robomimic"},
+    "recipes": {"errors", "nn", "policies", "training", "recipes_robomimic"},
     "recipes_robomimic": {"nn", "policies", "training"},
     "sim": {"errors", "features"},
     "datasets": {"errors", "features", "configs", "progress"},
