@@ -120,6 +120,7 @@ class RobomimicTask(Task):
     absolute: ClassVar[bool] = False
     images: ClassVar[bool] = False
     score_name = "success"
+    usual_envs: ClassVar[int] = 10
     replay_tolerance: ClassVar[dict[str, float]] = {"object_position_m": 0.01}
 
     def __init_subclass__(cls) -> None:

@@ -1,8 +1,8 @@
 """robosuite's control step without the bookkeeping between its physics steps: the same numbers, three times as fast.
 
-Of the 25 physics steps in a control step, robosuite itself does the first. In the others it looks up names, copies
-states and updates observables 25 times; here only what determines the torques is left, with the same operations in
-the same order, so that the results are equal to the last bit (a test compares whole episodes).
+In each of the 25 physics steps of a control step robosuite looks up names, copies states, updates observables and
+keeps histories. Here only what determines the torques is left, with the same operations in the same order, so that
+the results are equal to the last bit (tests compare with robosuite and with robomimic's environment).
 """
 
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 
 
 class ArmTorques:
-    """The torques of one arm's operational-space controller between two set-points (Khatib 1987)."""
+    """The torques of one arm's operational-space controller between two set-points (Khatib 1987).
+
+    All arrays of the simulator are views that MuJoCo keeps current, looked up once.
+    """
 
     def __init__(self, env: Any, robot: Any) -> None:
         from robosuite.utils import control_utils
@@ -20,15 +23,36 @@ class ArmTorques:
         self._nullspace = control_utils.nullspace_torques
         self._orientation_error = control_utils.orientation_error
         self._controller: Any = robot.part_controllers["right"]
-        self._model, self._data = env.sim.model._model, env.sim.data._data
+        self._model, data = env.sim.model._model, env.sim.data._data
+        self._data = data
         self._site = env.sim.model.site_name2id(self._controller.ref_name)
-        self._qpos, self._qvel = _rows(self._controller.qpos_index), _rows(self._controller.qvel_index)
-        self._actuators = np.asarray(robot._ref_actuators_indexes_dict["right"])
-        self._low, self._high = self._model.actuator_ctrlrange[self._actuators].T.copy()
-        joints, nv = len(self._controller.qvel_index), self._model.nv
+        qpos, self._dofs = _rows(self._controller.qpos_index), _rows(self._controller.qvel_index)
+        actuators = _rows(robot._ref_actuators_indexes_dict["right"])
+        self._position, self._orientation = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
+        self._joint_pos, self._joint_vel = data.qpos[qpos], data.qvel[self._dofs]
+        self._velocity, self._bias, self._packed_inertia = data.qvel, data.qfrc_bias[self._dofs], data.qM
+        self._ctrl = data.ctrl[actuators]
+        self._composite, self._gripper = robot.composite_controller, robot.part_controllers["right_gripper"]
+        fingers = _rows(robot._ref_actuators_indexes_dict["right_gripper"])
+        self._finger_ctrl = data.ctrl[fingers]
+        self._finger_low, self._finger_high = self._model.actuator_ctrlrange[fingers].T.copy()
+        self._low, self._high = self._model.actuator_ctrlrange[actuators].T.copy()
+        joints, nv = len(self._joint_pos), self._model.nv
         self._translation, self._rotation = np.zeros((3, nv)), np.zeros((3, nv))
-        self._inertia = np.zeros((nv, nv))
+        self._inertia, self._wrench = np.zeros((nv, nv)), np.zeros(6)
         self._j_pos, self._j_ori, self._j_full = np.zeros((3, joints)), np.zeros((3, joints)), np.zeros((6, joints))
+
+    def command(self, action: np.ndarray) -> None:
+        """Gives the controllers of arm and fingers an action [7] in the present state."""
+        controller = self._controller
+        controller.ref_pos[:], controller.ref_ori_mat[:] = self._position, self._orientation
+        # Set-points need no more of the state than this.
+        controller.new_update = self._gripper.new_update = False
+        self._composite.update_state()
+        self._composite.set_goal(action)
+        fingers = self._gripper.run_controller()
+        self._finger_ctrl[:] = np.clip(fingers, self._finger_low, self._finger_high)
+        self.begin()
 
     def begin(self) -> None:
         """Takes over the set-point that the controller was given for this control step."""
@@ -37,35 +61,35 @@ class ArmTorques:
         if controller.input_ref_frame == "base":
             self._goal_position = controller.origin_pos + np.dot(controller.origin_ori, controller.goal_pos)
             self._goal_orientation = np.dot(controller.origin_ori, controller.goal_ori)
-        self._kp, self._kd = controller.kp, controller.kd
+        self._stiffness, self._damping = (
+            (controller.kp[:3], controller.kp[3:6]),
+            (controller.kd[:3], controller.kd[3:6]),
+        )
 
     def apply(self) -> None:
         """Writes the torques for the present state into the simulator's controls."""
         import mujoco
 
-        model, data, controller = self._model, self._data, self._controller
-        mujoco.mj_jacSite(model, data, self._translation, self._rotation, self._site)
-        qvel = data.qvel
-        self._j_pos[:] = self._translation[:, self._qvel]
-        self._j_ori[:] = self._rotation[:, self._qvel]
-        self._j_full[:3], self._j_full[3:] = self._j_pos, self._j_ori
-        mujoco.mj_fullM(model, self._inertia, data.qM)
+        controller, dofs, wrench = self._controller, self._dofs, self._wrench
+        mujoco.mj_jacSite(self._model, self._data, self._translation, self._rotation, self._site)
+        self._j_full[:3] = self._j_pos[:] = self._translation[:, dofs]
+        self._j_full[3:] = self._j_ori[:] = self._rotation[:, dofs]
+        mujoco.mj_fullM(self._model, self._inertia, self._packed_inertia)
         # Column-major as numpy's indexing with two lists leaves it, which decides the order of sums.
-        inertia = np.asfortranarray(self._inertia[self._qvel][:, self._qvel])
-        orientation = data.site_xmat[self._site].reshape(3, 3)
-        kp, kd = self._kp, self._kd
-        force = (self._goal_position - data.site_xpos[self._site]) * kp[:3] - np.dot(self._translation, qvel) * kd[:3]
-        error = self._orientation_error(self._goal_orientation, orientation)
-        torque = error * kp[3:6] - np.dot(self._rotation, qvel) * kd[3:6]
+        inertia = np.asfortranarray(self._inertia[dofs, dofs])
+        (kp, kp_turn), (kd, kd_turn) = self._stiffness, self._damping
+        force = (self._goal_position - self._position) * kp - np.dot(self._translation, self._velocity) * kd
+        error = self._orientation_error(self._goal_orientation, self._orientation)
+        torque = error * kp_turn - np.dot(self._rotation, self._velocity) * kd_turn
         full, position, rotation, nullspace = self._opspace(inertia, self._j_full, self._j_pos, self._j_ori)
         if controller.uncoupling:
-            wrench = np.concatenate([np.dot(position, force), np.dot(rotation, torque)])
+            np.dot(position, force, out=wrench[:3])
+            np.dot(rotation, torque, out=wrench[3:])
         else:
-            wrench = np.dot(full, np.concatenate([force, torque]))
-        torques = np.dot(self._j_full.T, wrench) + data.qfrc_bias[self._qvel]
-        joint_pos, joint_vel = np.array(data.qpos[self._qpos]), np.array(qvel[self._qvel])
-        torques += self._nullspace(inertia, nullspace, controller.initial_joint, joint_pos, joint_vel)
-        data.ctrl[self._actuators] = np.minimum(np.maximum(torques, self._low), self._high)
+            np.dot(full, np.concatenate([force, torque]), out=wrench)
+        torques = np.dot(self._j_full.T, wrench) + self._bias
+        torques += self._nullspace(inertia, nullspace, controller.initial_joint, self._joint_pos, self._joint_vel)
+        np.minimum(np.maximum(torques, self._low, out=torques), self._high, out=self._ctrl)
 
 
 class FastStep:
@@ -75,6 +99,7 @@ class FastStep:
         self._env = env
         self._arms = [ArmTorques(env, robot) for robot in env.robots]
         self._substeps = int(env.control_timestep / env.model_timestep)
+        self._first = True
 
     @staticmethod
     def supported(env: Any) -> bool:
@@ -99,22 +124,27 @@ class FastStep:
         env = self._env
         model, data = env.sim.model._model, env.sim.data._data
         env.timestep += 1
-        mujoco.mj_step1(model, data)
-        env._pre_action(action, True)
-        mujoco.mj_step2(model, data)
-        for arm in self._arms:
-            arm.begin()
-        for _ in range(self._substeps - 1):
+        for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
-            for arm in self._arms:
-                arm.apply()
+            if self._first:
+                # After a reset, robosuite's controllers begin with inertias from before the fingers were placed.
+                env._pre_action(action, True)
+                for arm in self._arms:
+                    arm.begin()
+                self._first = False
+            else:
+                if substep == 0:
+                    for arm, part in zip(self._arms, np.split(action, len(self._arms)), strict=True):
+                        arm.command(part)
+                for arm in self._arms:
+                    arm.apply()
             mujoco.mj_step2(model, data)
         env.cur_time += env.control_timestep
         return env._get_observations(force_update=True), float(env.reward(action))
 
 
-def _rows(index: Any) -> Any:
-    """A slice where the numbers are consecutive, which is faster, else their array."""
-    numbers = np.asarray(index)
-    first = int(numbers[0])
-    return slice(first, first + len(numbers)) if (np.diff(numbers) == 1).all() else numbers
+def _rows(index: Any) -> slice:
+    """Consecutive numbers as a slice, whose values are views."""
+    first = int(index[0])
+    assert list(index) == list(range(first, first + len(index)))
+    return slice(first, first + len(index))

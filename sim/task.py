@@ -40,6 +40,8 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     """Observation of which a goal is one value or more, for tasks with an input of kind "goal"."""
     goal_dims: ClassVar[tuple[int, ...] | None] = None
     """Dimensions of the goal's source that it specifies; None for all."""
+    usual_envs: ClassVar[int] = 50
+    """Environments that an evaluation steps beside each other unless told otherwise; their memory adds up."""
     replay_tolerance: ClassVar[dict[str, float]] = {}
     """Names in `state_error` and the largest value at which a replayed episode still counts as reproduced."""
 

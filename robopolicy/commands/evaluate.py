@@ -37,7 +37,7 @@ class EvalArgs:
     overwrite: bool = False
     """Replace that folder when it exists."""
     n_envs: int | None = None
-    """Environments stepped beside each other; default 50, or fewer episodes."""
+    """Environments stepped beside each other; default what the task says, such as 50, or fewer episodes."""
     workers: int = 0
     """Processes that step the environments; 0 steps them in this one."""
     videos: int = 2

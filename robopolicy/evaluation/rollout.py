@@ -3,12 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from robopolicy import registry
 from robopolicy.errors import RobopolicyError
 from robopolicy.evaluation.environments import Environments, TaskSource, make_task, open_environments
 from robopolicy.evaluation.result import Episode, EvalInfo, EvalResult, rounded
@@ -19,8 +20,6 @@ from robopolicy.progress import progress_bar
 
 REPLAY_TOLERANCE = 1e-6
 """Difference of rewards that summation in another order may cause, but a different motion soon exceeds."""
-MAX_ENVS = 50
-"""Environments beside each other when the caller does not say."""
 
 
 @dataclass
@@ -87,6 +86,14 @@ def _inference(policy: Policy) -> Iterator[None]:
             module.training = training
 
 
+def _usual_envs(source: TaskSource) -> int:
+    """Environments beside each other when the caller does not say."""
+    from robopolicy.sim.task import Task
+
+    task = registry.task_class(source) if isinstance(source, str) else source
+    return int(getattr(task, "usual_envs", Task.usual_envs))
+
+
 def evaluate(
     policy: Policy,
     task: TaskSource,
@@ -107,10 +114,11 @@ def evaluate(
 ) -> EvalResult:
     """Runs one episode per seed and returns scores with intervals, in the order of `seeds`.
 
-    `task` is a registered name or a function that makes a `Task`. `n_envs` environments (up to 50) run beside each
-    other, in this process or in `workers` spawned ones; an environment whose episode ended goes on with the next
-    seed. Neither number changes what an episode does, up to the rounding of batched arithmetic. Runner settings
-    are those of `PolicyRunner`. An episode succeeds when any of its steps does.
+    `task` is a registered name or a function that makes a `Task`. `n_envs` environments (by default the task's
+    `usual_envs`) run beside each other, in this process or in `workers` spawned ones; an environment whose episode
+    ended goes on with the next seed. Neither number changes what an episode does, up to the rounding of batched
+    arithmetic. A worker that dies is replaced and its episodes run again, which `EvalInfo.notes` tells. Runner
+    settings are those of `PolicyRunner`. An episode succeeds when any of its steps does.
 
     `record_video` episodes are kept as videos: the best, the worst, then the first ones. They are made afterwards
     by replaying the recorded actions, which must give the same rewards; `EvalInfo.notes` says so when they do not.
@@ -124,7 +132,7 @@ def evaluate(
     if workers < 0 or (n_envs is not None and n_envs < 1):
         raise RobopolicyError(f"n_envs must be at least 1 and workers at least 0, got {n_envs} and {workers}")
     begin, timer = time.perf_counter(), _Timer()
-    count = min(n_envs or MAX_ENVS, len(wanted))
+    count = min(n_envs or _usual_envs(task), len(wanted))
     runner = PolicyRunner(
         policy,
         count,
@@ -136,12 +144,19 @@ def evaluate(
     )
     keys = [f.key for f in policy.features.inputs]
     hold = latency_steps + latency_jitter_steps > 0
-    with closing(make_task(task)) as reference:
+    with ExitStack() as stack:
+
+        def opened() -> Any:
+            return stack.enter_context(open_environments(task, count, keys, hold, workers))
+
+        # Workers make their environments while this process makes the one that it compares with.
+        starting = opened() if workers else None
+        reference = stack.enter_context(closing(make_task(task)))
         policy.features.require(reference.features, "checkpoint", f"task {reference.name!r}")
-        with open_environments(task, count, keys, hold, workers) as environments, _inference(policy):
+        environments = starting or opened()
+        with _inference(policy):
             loop = _Loop(environments, reference, runner, timer, set(wanted[:pictures]))
             rollouts = loop.run(wanted, progress)
-            notes = list(environments.notes)
         info = EvalInfo(
             task=reference.name,
             score_name=reference.score_name,
@@ -151,7 +166,7 @@ def evaluate(
             runner=runner.options,
             fingerprint=reference.fingerprint(),
             provenance={"features": policy.features.schema_hash(), "device": str(policy.device)} | (provenance or {}),
-            notes=notes,
+            notes=list(environments.notes),
         )
         if info.purpose in ("training", "mixed"):
             info.notes.append(f"{info.purpose} seeds: initial states that demonstrations may have been recorded from")
