@@ -15,14 +15,17 @@ import types
 from typing import Any
 
 import numpy as np
-import torch
+
+# Worker processes import this file again, and have no use for torch, which is therefore imported in functions.
 
 STATE = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 HORIZON = 400
 
 
-def network() -> torch.nn.Module:
-    """From 19 numbers of state to 7 of action within 0.2, the same weights in every process."""
+def network() -> Any:
+    """From 19 numbers of state to 7 of action in [-1, 1], the same weights in every process."""
+    import torch
+
     torch.manual_seed(0)
     layers = [torch.nn.Linear(19, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1024), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers, torch.nn.Linear(1024, 7), torch.nn.Tanh()).eval()
@@ -30,6 +33,8 @@ def network() -> torch.nn.Module:
 
 def our_policy() -> Any:
     """The network as a policy of ours that executes one action per observation."""
+    import torch
+
     from robopolicy.nn.normalizer import Normalizer
     from robopolicy.policies.base import Policy, PolicyConfig
     from robopolicy.sim.robomimic import Lift
@@ -42,7 +47,7 @@ def our_policy() -> Any:
         def loss(self, batch: Any, generator: Any) -> Any:
             raise NotImplementedError
 
-        def predict(self, observation: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        def predict(self, observation: dict[str, Any], generator: Any) -> Any:
             state = torch.cat([observation[f"observation.{k}"][:, -1] for k in STATE], dim=-1)
             with torch.no_grad():
                 return 0.2 * self.network(state)[:, None]
@@ -67,6 +72,7 @@ def theirs(seeds: list[int]) -> tuple[float, int]:
     shim = types.ModuleType("mujoco_py")
     shim.builder = types.SimpleNamespace(MujocoException=RuntimeError)  # type: ignore[attr-defined]
     sys.modules.setdefault("mujoco_py", shim)
+    import torch
     from robomimic.algo import RolloutPolicy
     from robomimic.utils import env_utils, obs_utils
     from robomimic.utils.train_utils import run_rollout
@@ -104,6 +110,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    import torch
+
     torch.set_num_threads(1)
     seeds = list(range(100_000, 100_000 + args.episodes))
     theirs(seeds[:1])  # Compiles and caches what numba compiles.
