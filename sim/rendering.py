@@ -5,6 +5,7 @@ frames of one of 1024 whatever the size of the picture, so it is set before the 
 per pixel; both change pixels and therefore belong to the fingerprint of what is rendered.
 """
 
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -116,6 +117,10 @@ def _new_context() -> tuple[str, Any]:
 
 
 def _open(name: str) -> Any:
+    # Mesa's software renderer and triton, which parts of torch import late, both bring an LLVM. Loaded after Mesa's,
+    # triton's ends the process.
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
     if name == "egl":
         from mujoco.egl import GLContext
     else:
