@@ -30,9 +30,10 @@ ROOMS = {
         "progress",
     },
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
+    "rl": {"errors", "features", "configs", "nn", "policies", "progress", "training"},
     "recipes": {"errors", "nn", "policies", "training", "recipes_robomimic"},
     "recipes_robomimic": {"nn", "policies", "training"},
-    "sim": {"errors", "features"},
+    "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
     "datasets": {"errors", "features", "configs", "progress"},
     "hardware": {"errors", "features", "inference"},
 }

@@ -1,0 +1,1 @@
+"""Reinforcement learning: PPO, generalised advantages, Lagrange multipliers, the H-infinity game."""
