@@ -35,7 +35,7 @@ ROOMS = {
     "recipes_robomimic": {"nn", "policies", "training"},
     "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
     "datasets": {"errors", "features", "configs", "progress"},
-    "hardware": {"errors", "features", "inference"},
+    "hardware": {"errors", "features", "configs", "inference"},
 }
 ONLY_IN = {
     "rclpy": "hardware/ros/",
