@@ -185,21 +185,29 @@ class _PushT(Task):
         if target.shape != (2,) or not np.isfinite(target).all():
             raise RobopolicyError(f"PushT action: expected 2 finite numbers in px, found {action!r}")
         simulator = self.simulator
+        self.advance(target, int(1 / (simulator.dt * simulator.control_hz)))
+        reward, success, coverage = self.assess()
+        return self._observe(), reward, success, False, {"success": success, "coverage": coverage}
+
+    def advance(self, target: np.ndarray, steps: int) -> None:
+        """Moves the agent towards `target` [2] px for `steps` physics steps of 0.01 s; ten are a control step."""
+        simulator = self.simulator
         space, agent, dt = simulator.space, simulator.agent, simulator.dt
         k_p, k_v = simulator.k_p, simulator.k_v
         target_x, target_y = target.tolist()
         # The operations of gym-pusht's own loop in the same order, on floats: bit-identical and faster.
-        for _ in range(int(1 / (dt * simulator.control_hz))):
+        for _ in range(steps):
             (x, y), (vx, vy) = agent.position, agent.velocity
             ax = k_p * (target_x - x) + k_v * (0 - vx)
             ay = k_p * (target_y - y) + k_v * (0 - vy)
             agent.velocity = (vx + ax * dt, vy + ay * dt)
             space.step(dt)
         simulator._last_action = target
+
+    def assess(self) -> tuple[float, bool, float]:
+        """Reward, success and coverage of the goal as things are now."""
         coverage = self._coverage()
-        success = coverage > SUCCESS_COVERAGE
-        reward = min(max(coverage / SUCCESS_COVERAGE, 0.0), 1.0)
-        return self._observe(), reward, success, False, {"success": success, "coverage": coverage}
+        return min(max(coverage / SUCCESS_COVERAGE, 0.0), 1.0), coverage > SUCCESS_COVERAGE, coverage
 
     def _coverage(self) -> float:
         from gym_pusht.envs.pusht import pymunk_to_shapely
