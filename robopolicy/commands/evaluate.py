@@ -42,8 +42,9 @@ class EvalArgs:
     """Processes that step the environments; 0 steps them in this one."""
     videos: int = 2
     """Episodes kept as videos: the best, the worst, then the first."""
-    strategy: Literal["receding", "ensemble"] = "receding"
-    """Execute T_a actions of a chunk, or average all chunks at every step."""
+    strategy: Literal["receding", "ensemble", "realtime"] = "receding"
+    """Execute T_a actions of a chunk; average all chunks at every step; or let each chunk continue the one before it
+    (real-time chunking, for latency)."""
     n_action_steps: int | None = None
     """T_a; default: the checkpoint's."""
     latency_steps: int = 0

@@ -28,6 +28,18 @@ class Chunk:
         return step - self.origin >= len(self.actions)
 
 
+def prefix_weights(delay: int, covered: int, rows: int) -> np.ndarray:
+    """How firmly each of `rows` actions from the present on is committed, [rows] in 0..1 (Black et al. 2025, eq. 5).
+
+    The first `delay` rows will be executed before a chunk asked for now can arrive: 1. The others that the chunk
+    under way covers, up to `covered`, decay with c (e^c - 1) / (e - 1), where c falls linearly to 0 behind them.
+    """
+    place = np.arange(rows)
+    c = np.clip((covered - place) / (covered - delay + 1), 0.0, 1.0) if covered >= delay else np.zeros(rows)
+    soft = c * np.expm1(c) / np.expm1(1.0)
+    return np.where(place < min(delay, covered), 1.0, np.where(place < covered, soft, 0.0))
+
+
 def newest(chunks: Sequence[Chunk], step: int) -> np.ndarray | None:
     """Receding horizon: the row of the most recently requested chunk that has arrived; None when there is none.
 

@@ -5,7 +5,7 @@ generators) for a batch of independent environments, each with its own clock, an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +13,11 @@ import torch
 
 from robopolicy.errors import FeatureMismatch, RobopolicyError, did_you_mean, unknown
 from robopolicy.features import Feature
-from robopolicy.inference.chunking import Chunk, ensemble, newest
+from robopolicy.inference.chunking import Chunk, ensemble, newest, prefix_weights
 from robopolicy.policies.base import Policy
 
-Strategy = Literal["receding", "ensemble"]
-STRATEGIES: tuple[str, ...] = ("receding", "ensemble")
+Strategy = Literal["receding", "ensemble", "realtime"]
+STRATEGIES: tuple[str, ...] = ("receding", "ensemble", "realtime")
 _NOT_AVERAGED = ("quat_wxyz", "axis_angle", "euler_xyz")
 
 
@@ -48,6 +48,10 @@ class PolicyRunner:
       `policy.first_action` (Chi et al. 2023, section II).
     - `ensemble`: a chunk is asked for at every step, and all rows for the present step are averaged (Zhao et al.
       2023, section IV-B) with weights exp(-ensemble_decay * i), oldest first.
+    - `realtime`: as `receding`, but a new chunk continues the one under way (real-time chunking, Black et al. 2025).
+      The policy is given the actions that were executed before the present, those that will be before the new chunk
+      arrives, and, less and less firmly, the rest of the chunk under way; see `Policy.inpaints`. With T_a = s executed
+      steps and usable rows H' = H - first_action it needs d <= s <= H' - d.
 
     A chunk computed from the observation of step t is executed from step t + d on, d = `latency_steps` plus a
     whole number drawn uniformly from 0..`latency_jitter_steps`. Until then the previous chunk goes on, and rows
@@ -90,7 +94,7 @@ class PolicyRunner:
         if n_action_steps is None:
             n_action_steps = 1 if strategy == "ensemble" else policy.config.n_action_steps
         self.n_action_steps = n_action_steps
-        self.latency_steps = latency_steps
+        self._latency_steps = latency_steps
         self.latency_jitter_steps = latency_jitter_steps
         self.ensemble_decay = ensemble_decay
         self.asked = 0
@@ -105,10 +109,48 @@ class PolicyRunner:
         self._clocks: list[_Clock] = [self._clock(s) for s in self._seeds]
         self.reset(seeds=seeds)
 
+    @property
+    def latency_steps(self) -> int:
+        """Control steps between an observation and the first use of its chunk, as injected, or as measured on a robot;
+        it may change at any time and is refused where the strategy has no room for it."""
+        return self._latency_steps
+
+    @latency_steps.setter
+    def latency_steps(self, steps: int) -> None:
+        previous, self._latency_steps = self._latency_steps, steps
+        try:
+            self._check_configuration()
+        except RobopolicyError:
+            self._latency_steps = previous
+            raise
+
+    @property
+    def usable_rows(self) -> int:
+        """H': the rows of a chunk from the present on."""
+        return self.policy.config.horizon - self.policy.first_action
+
+    @property
+    def max_latency_steps(self) -> int:
+        """The largest latency, jitter included, that chunks and strategy leave room for."""
+        spare = self.usable_rows - self.n_action_steps
+        return min(spare, self.n_action_steps) if self.strategy == "realtime" else spare
+
     def _check_configuration(self) -> None:
         policy, control = self.policy, self.policy.features.action.control
         delay = self.latency_steps + self.latency_jitter_steps
-        usable = policy.config.horizon - policy.first_action
+        usable = self.usable_rows
+        if self.strategy == "realtime":
+            if not policy.inpaints:
+                raise RobopolicyError(
+                    f"strategy 'realtime' needs a diffusion or flow policy that continues a chunk under way; "
+                    f"{type(policy).__name__} does not; use 'receding'"
+                )
+            if not delay <= self.n_action_steps <= usable - delay:
+                raise RobopolicyError(
+                    f"strategy 'realtime' needs latency d <= action steps s <= usable rows H' - d; d = {delay}, "
+                    f"s = {self.n_action_steps}, H' = {usable} (horizon {policy.config.horizon} minus first_action "
+                    f"{policy.first_action})"
+                )
         if self.n_action_steps < 1 or usable < self.n_action_steps + delay:
             raise RobopolicyError(
                 f"horizon {policy.config.horizon} minus first_action {policy.first_action} leaves {usable} rows of a "
@@ -165,13 +207,15 @@ class PolicyRunner:
         env_ids: Sequence[int] | None = None,
         time: float | Sequence[float] | np.ndarray | None = None,
         hold: np.ndarray | None = None,
+        ask: bool = True,
     ) -> np.ndarray:
         """Actions [n, D_a] for the observations {key: [n, ...]} of these n environments (all by default).
 
         `time` [n] or one number is the time of the observations in s from any origin, on a monotonic clock; it is
         rounded to control steps at the policy's rate, so a missed tick skips the rows whose time has passed.
         None counts calls. `hold` [n, D_a] is the action that keeps each robot where it is; it is needed while no
-        chunk covers the present step, and the first one given then is kept until a chunk does.
+        chunk covers the present step, and the first one given then is kept until a chunk does. `ask` False leaves
+        chunks that are due to the next step: a robot that fell behind catches up with observations alone.
         """
         ids = self._ids(env_ids)
         arrays = self._checked(observation, len(ids))
@@ -182,7 +226,7 @@ class PolicyRunner:
         times = None if time is None else np.broadcast_to(np.asarray(time, dtype=np.float64), (len(ids),))
         for row, i in enumerate(ids):
             self._observe(i, {k: v[row] for k, v in arrays.items()}, None if times is None else float(times[row]))
-        due = [i for i in ids if self._clocks[i].step >= self._clocks[i].due]
+        due = [i for i in ids if self._clocks[i].step >= self._clocks[i].due] if ask else []
         if due:
             self._ask(due)
         self.asked = len(due)
@@ -246,7 +290,10 @@ class PolicyRunner:
             batch["past.length"] = torch.tensor(made, device=device)
         if policy.uses_step_count:
             batch["past.steps"] = torch.tensor([self._clocks[i].step for i in ids], device=device)
-        with torch.inference_mode():
+        if self.strategy == "realtime":
+            batch |= {k: torch.from_numpy(v).to(device) for k, v in self._prefixes(ids).items()}
+        # Continuing a chunk takes gradients with respect to it, which inference mode would rule out.
+        with torch.no_grad() if "prefix.action" in batch else torch.inference_mode():
             chunks = policy.predict(batch, [self._clocks[i].generator for i in ids]).cpu().numpy()
         expected = (len(ids), policy.config.horizon, policy.action_dim)
         if chunks.shape != expected:
@@ -262,6 +309,39 @@ class PolicyRunner:
                 delay += int(clock.jitter.integers(0, self.latency_jitter_steps + 1))
             clock.chunks.append(Chunk(actions, clock.step - policy.first_action, clock.step + delay))
             clock.due = clock.step + self.n_action_steps
+
+    def _prefixes(self, ids: list[int]) -> dict[str, np.ndarray]:
+        """What is committed where new chunks of these environments will lie; empty while nothing is."""
+        horizon, first = self.policy.config.horizon, self.policy.first_action
+        prefix = np.zeros((len(ids), horizon, self.policy.action_dim), np.float32)
+        weight = np.zeros((len(ids), horizon), np.float32)
+        for row, i in enumerate(ids):
+            clock = self._clocks[i]
+            rows = [newest(clock.chunks, clock.step + k) for k in range(self.usable_rows)]
+            covered = next((k for k, action in enumerate(rows) if action is None), len(rows))
+            if not covered:
+                continue
+            delay = self.latency_steps + self.latency_jitter_steps
+            prefix[row, first : first + covered] = rows[:covered]
+            weight[row, first:] = prefix_weights(min(delay, covered), covered, len(rows))
+            made = min(clock.step, first, len(self._past[i]))
+            if made:
+                prefix[row, first - made : first] = self._past[i][-made:]
+                weight[row, first - made : first] = 1.0
+        return {"prefix.action": prefix, "prefix.weight": weight} if weight.any() else {}
+
+    def plan(self, env: int = 0) -> np.ndarray:
+        """Actions [k, D_a] for the present and the following steps of an environment, whether their chunks have
+        arrived or not: the rows left of the newest chunk, or under `ensemble` the mean of all chunks at each step."""
+        clock = self._clocks[env]
+        chunks = [replace(c, arrival=clock.step) for c in clock.chunks]
+        steps = [clock.step + k for k in range(self.usable_rows)]
+        if self.strategy == "ensemble":
+            rows = [ensemble(chunks, step, self.ensemble_decay) for step in steps]
+        else:
+            rows = [newest(chunks[-1:], step) for step in steps]
+        known = [row for row in rows if row is not None]
+        return np.array(known, self.policy.features.action.dtype).reshape(-1, self.policy.action_dim)
 
     def _action(self, i: int, hold: np.ndarray | None) -> np.ndarray:
         """The action of environment i at its present step, remembered as executed."""

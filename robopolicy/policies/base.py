@@ -118,6 +118,13 @@ class Policy(nn.Module):
         """Train also on windows whose newest step is up to so many steps after the end, where the last one repeats."""
         return 0
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether `predict` can continue actions that are already committed. The runner then adds to the observation
+        "prefix.action" [B, H, D_a], in physical units, and "prefix.weight" [B, H], how firmly each row is committed,
+        from 0 (free) to 1; and it calls `predict` without inference mode, since continuing takes gradients."""
+        return False
+
     def fit(self, actions: np.ndarray) -> None:
         """Takes what a policy needs of its training actions [N, D_a], in physical units, beside the normaliser."""
 

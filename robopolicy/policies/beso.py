@@ -355,10 +355,11 @@ class BESOPolicy(DiffusionPolicy):
         batch = len(next(iter(observation.values())))
         shape = (batch, self.config.horizon, self.action_dim)
         sigmas = self.noise_levels()
-        denoiser = self.denoiser(observation)
         x = self.process.initial(shape, float(sigmas[0]), generator, self.device)
+        denoiser = self.sampled(observation).denoiser(observation)
         if "past.action" in observation:
             x, denoiser = self.with_past(observation, x, denoiser, generator)
+        denoiser = self.continued(observation, denoiser)
         sample = sampler(self.config.sampler.name)
         chunk = sample(denoiser, x, sigmas, noise=lambda: randn(shape, generator, self.device))
         chunk = torch.minimum(torch.maximum(chunk, self.action_bounds[0]), self.action_bounds[1])

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from robopolicy.diffusion.inpainting import inpainting
 from robopolicy.diffusion.noise import Generators, randn
 from robopolicy.diffusion.processes import VP, NoiseProcess
 from robopolicy.diffusion.samplers import Denoiser, sampler
@@ -33,7 +34,7 @@ from robopolicy.errors import RobopolicyError, unknown
 from robopolicy.features import ACTION, FeatureSpec
 from robopolicy.nn.normalizer import Normalizer
 from robopolicy.policies.base import Batch, Metrics, Policy, PolicyConfig
-from robopolicy.policies.diffusion import SamplerConfig
+from robopolicy.policies.diffusion import SamplerConfig, unclipped
 from robopolicy.policies.superposition import mix_and, mix_or, superpose
 from robopolicy.registry import policy_class
 
@@ -137,7 +138,15 @@ class ComposedPolicy(Policy):
         seen = {k: observation[k][:, -steps:] for k in self.config.inputs[i]}
         if self.uses_past_actions and "past.action" in observation:
             seen |= {k: observation[k] for k in ("past.action", "past.length")}
-        return seen
+        return seen | {
+            k: v[:, : self.config.parents[i].horizon] for k, v in observation.items() if k.startswith("prefix.")
+        }
+
+    @property
+    def inpaints(self) -> bool:
+        if len(self.active) == 1:
+            return bool(self._parent(self.active[0]).inpaints)
+        return self.config.operator == "convex"
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted mean of the parents' own losses, to train them together."""
@@ -166,10 +175,10 @@ class ComposedPolicy(Policy):
 
     def denoiser(self, observation: Batch) -> Denoiser:
         """The convex composition of the parents' D(x, sigma) in normalised units, clipped once."""
-        return self._mean(self.denoisers(observation))
+        return self._mean(self.denoisers(observation), self.config.clip)
 
-    def _mean(self, each: Sequence[Denoiser]) -> Denoiser:
-        shares, clip = self.row_shares(), self.config.clip
+    def _mean(self, each: Sequence[Denoiser], clip: float = 0.0) -> Denoiser:
+        shares = self.row_shares()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             total = torch.zeros_like(x)
@@ -179,6 +188,12 @@ class ComposedPolicy(Policy):
             return total.clamp(-clip, clip) if clip else total
 
         return denoise
+
+    def _continued(self, observation: Batch, each: Sequence[Denoiser]) -> Denoiser:
+        if "prefix.action" not in observation:
+            return self._mean(each, self.config.clip)
+        prefix = self._parent(self.active[0]).normalizer.normalize(ACTION, observation["prefix.action"])
+        return inpainting(self._mean(each), prefix, observation["prefix.weight"], self.config.clip or None)
 
     def noise_levels(self) -> Tensor:
         """The [steps + 1] noise levels a chunk is sampled along, ending in 0; levels some parent lacks break R4."""
@@ -217,7 +232,7 @@ class ComposedPolicy(Policy):
             return randn(shape, generator, self.device)
 
         if config.operator == "convex":
-            chunk = sampler(config.sampler.name)(self._mean(each), x, sigmas, noise=noise)
+            chunk = sampler(config.sampler.name)(self._continued(observation, each), x, sigmas, noise=noise)
         else:
             _check_ancestral(config)
             shares = [config.weights[i] for i in self.active]
@@ -329,16 +344,6 @@ def _sampled_by(parent: Any, settings: SamplerConfig) -> Iterator[Any]:
     finally:
         for name, value in own.items():
             setattr(parent.config.sampler, name, value)
-
-
-def unclipped(parent: Any) -> Any:
-    """The same parent, sharing its weights, whose denoiser leaves clean chunks as the network gives them."""
-    if getattr(parent.process, "clip", None) is None:
-        return parent
-    bare = copy.copy(parent)
-    bare.process = copy.copy(parent.process)
-    bare.process.clip = None
-    return bare
 
 
 def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:

@@ -6,13 +6,15 @@ network is asked to output, and how noise levels are drawn, is the noise process
 `EDMConfig` the preconditioned denoiser of Karras et al. (2022), `FlowProcessConfig` rectified flow (see flow.py).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from robopolicy.diffusion.inpainting import inpainting
 from robopolicy.diffusion.noise import Generators, randn
 from robopolicy.diffusion.processes import EDM, VP, Flow, NoiseProcess
 from robopolicy.diffusion.samplers import sampler
@@ -213,8 +215,24 @@ class DiffusionPolicy(Policy):
         sigmas = self.noise_levels()
         x = self.process.initial(shape, float(sigmas[0]), generator, self.device)
         sample = sampler(self.config.sampler.name)
-        chunk = sample(self.denoiser(observation), x, sigmas, noise=lambda: randn(shape, generator, self.device))
+        denoiser = self.continued(observation, self.sampled(observation).denoiser(observation))
+        chunk = sample(denoiser, x, sigmas, noise=lambda: randn(shape, generator, self.device))
         return self.normalizer.unnormalize("action", chunk)
+
+    @property
+    def inpaints(self) -> bool:
+        return True
+
+    def sampled(self, observation: Batch) -> Any:
+        """The policy whose denoiser is sampled: when actions are committed, clipping has to follow the inpainting."""
+        return unclipped(self) if "prefix.action" in observation else self
+
+    def continued(self, observation: Batch, denoiser: Denoiser) -> Denoiser:
+        """The denoiser of `sampled`, pulled towards the committed actions when there are any."""
+        if "prefix.action" not in observation:
+            return denoiser
+        prefix = self.normalizer.normalize("action", observation["prefix.action"])
+        return inpainting(denoiser, prefix, observation["prefix.weight"], getattr(self.process, "clip", None))
 
     def golden(self, observation: Batch, generator: torch.Generator) -> Tensor:
         """One denoiser evaluation at a middle noise level: it passes through every weight and scale."""
@@ -222,3 +240,13 @@ class DiffusionPolicy(Policy):
         sigma = torch.tensor(0.5, device=self.device)
         x = 0.5 * randn((batch, self.config.horizon, self.action_dim), generator, self.device)
         return self.normalizer.unnormalize("action", self.denoiser(observation)(x, sigma))
+
+
+def unclipped(policy: Any) -> Any:
+    """The same policy, sharing its weights, whose denoiser leaves clean chunks as the network gives them."""
+    if getattr(policy.process, "clip", None) is None:
+        return policy
+    bare = copy.copy(policy)
+    bare.process = copy.copy(policy.process)
+    bare.process.clip = None
+    return bare
