@@ -22,6 +22,8 @@ CHANNELS = (2, 4, 8)
 """Channels at full, half and quarter length."""
 EMA_DECAY = 0.99
 """Of the codebook statistics when `codebook` is ema."""
+SCORES = 5 * 2**17
+"""Scores of vectors against codes that are computed at a time on a CPU."""
 DEAD = 0.03
 """A code whose average number of uses per batch falls below this is placed anew."""
 
@@ -213,12 +215,16 @@ class MultiScaleTokenizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Ids [D_a, B, n] of the codes that match vectors [D_a, B, n, 8] best."""
         flat, codes = vectors.flatten(1, 2), self.codebook.detach()
+        # A CPU finds the best of scores that are still in its cache.
+        rows = max(1, SCORES // (self.dims * self.config.codes)) if flat.device.type == "cpu" else flat.shape[1]
         if self.config.matching == "cosine":
             # The length of the vector itself does not change which code is best.
-            scores = torch.bmm(flat, F.normalize(codes, dim=-1).mT.contiguous())
+            table = F.normalize(codes, dim=-1).mT.contiguous()
+            found = [best(torch.bmm(part, table)) for part in flat.split(rows, 1)]
         else:
-            scores = torch.baddbmm(-codes.square().sum(-1).unsqueeze(1), flat, codes.mT.contiguous(), alpha=2)
-        return best(scores).view(vectors.shape[:3])
+            table, bias = codes.mT.contiguous(), -codes.square().sum(-1).unsqueeze(1)
+            found = [best(torch.baddbmm(bias, part, table, alpha=2)) for part in flat.split(rows, 1)]
+        return torch.cat(found, 1).view(vectors.shape[:3])
 
     def residual(self, k: int, ids: Tensor) -> Tensor:
         """What the ids [D_a, B, n_k] of scale k (from 0) add to the latent: [D_a, B, H / 4, 8]."""
