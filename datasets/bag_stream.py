@@ -23,7 +23,9 @@ class BagStream:
     """Writes serialised messages to a new bag folder. Every method may raise OSError when the disk is full or gone."""
 
     def __init__(self, path: Path, custom: dict[str, str]) -> None:
-        """`custom` is the free metadata of the bag, stored when it is closed."""
+        """`custom` is the free metadata of the bag, stored when it is closed. DataError for a path that exists."""
+        if path.exists():
+            raise DataError(f"{path}: exists already; recordings are not overwritten")
         self.path = path
         self.messages = 0
         self._writer = new_bag(path, "mcap", custom)
