@@ -90,6 +90,15 @@ class VecEnv(Protocol):
         """Frees threads and devices."""
 
 
+@dataclass
+class EnvConfig:
+    """What an environment is made of; every simulation has its own, found by its kind (`registry.ENVIRONMENTS`)."""
+
+    def make(self, n_envs: int, device: str = "cpu") -> VecEnv:
+        """The environment; `reset` it before anything else. Errors: settings that cannot be."""
+        raise NotImplementedError
+
+
 def check_environment(env: VecEnv) -> None:
     """Raises when the groups or their shapes do not fit the environment's own description."""
     found = env.observe()
