@@ -14,6 +14,7 @@ ROOMS = {
     "configs": {"errors"},
     "registry": {"errors"},
     "progress": set(),
+    "wire": set(),
     "diffusion": {"errors"},
     "nn": {"errors", "features", "diffusion"},
     "policies": {"errors", "features", "configs", "diffusion", "nn", "registry"},
@@ -28,6 +29,7 @@ ROOMS = {
         "policies",
         "inference",
         "progress",
+        "wire",
     },
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
     "rl": {"errors", "features", "configs", "nn", "policies", "progress", "training"},
@@ -35,7 +37,7 @@ ROOMS = {
     "recipes_robomimic": {"nn", "policies", "training"},
     "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
     "datasets": {"errors", "features", "configs", "progress"},
-    "hardware": {"errors", "features", "configs", "inference"},
+    "hardware": {"errors", "features", "configs", "datasets", "inference"},
 }
 ONLY_IN = {
     "rclpy": "hardware/ros/",

@@ -11,7 +11,8 @@ import numpy as np
 
 from robopolicy import registry
 from robopolicy.errors import RobopolicyError
-from robopolicy.evaluation.workers import Arrays, WorkerDied, Workers
+from robopolicy.evaluation.workers import WorkerDied, Workers
+from robopolicy.wire import Arrays
 
 if TYPE_CHECKING:
     from robopolicy.sim.task import Task

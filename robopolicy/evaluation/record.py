@@ -14,9 +14,10 @@ from robopolicy import registry
 from robopolicy.errors import RobopolicyError
 from robopolicy.evaluation.environments import TaskSource, make_task
 from robopolicy.evaluation.statistics import wilson
-from robopolicy.evaluation.workers import Arrays, Workers, text, untext
+from robopolicy.evaluation.workers import Workers
 from robopolicy.features import EXECUTED, Feature, FeatureSpec
 from robopolicy.progress import progress_bar
+from robopolicy.wire import Arrays, text, untext
 
 if TYPE_CHECKING:
     from robopolicy.sim.task import Task

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.evaluation.workers import Workers, pack, text, unpack, untext
+from robopolicy.evaluation.workers import Workers
+from robopolicy.wire import pack, text, unpack, untext
 
 HERE = Path(__file__).parent
 
