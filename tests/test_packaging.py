@@ -19,6 +19,7 @@ def test_the_wheel_holds_the_linked_rooms_and_the_ros_manifest(tmp_path: Path) -
         "robopolicy/datasets/windows.py",
         "robopolicy/datasets/catalog/pusht.yaml",
         "robopolicy/hardware/__init__.py",
+        "robopolicy/hardware/profiles/ur5e.yaml",
     ):
         assert name in names
     assert "robopolicy/datasets/__init__.py" not in names

@@ -175,3 +175,14 @@ def test_a_start_outside_the_limits_is_refused(limiter: MotionLimiter) -> None:
         limiter.start(start)
     with pytest.raises(RobopolicyError, match="period"):
         MotionLimiter(limits(), 0.0)
+
+
+def test_a_target_one_period_away_is_met_exactly() -> None:
+    # v = (0.3 - 0) / 0.02 = 15, a = 750, and back: -750, so 1500 of change in one period is 75 000 of jerk.
+    wide = MotionLimits(*(np.array([x]) for x in (-1.0, 1.0, 20.0, 2000.0, 400_000.0)))
+    limiter = MotionLimiter(wide, 0.02)
+    limiter.start(np.array([0.0]))
+    for target in (0.3, 0.1, 0.1, -0.25, 0.1):
+        assert limiter.step(np.array([target]))[0] == pytest.approx(target, abs=1e-12)
+    # Too far for one period: 20 rad/s x 0.02 s.
+    assert limiter.step(np.array([0.9]))[0] == pytest.approx(0.5, abs=1e-3)
