@@ -1,0 +1,16 @@
+"""Robot side of sim_panda: the simulation."""
+
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+HERE = Path(__file__).resolve().parent
+
+
+def generate_launch_description():
+    """Only the simulated robot."""
+    return LaunchDescription(
+        [IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE.parent / "sim_robot.launch.py")))]
+    )

@@ -1,0 +1,11 @@
+"""Robot side of so101: its ROS 2 driver, started by you."""
+
+from launch import LaunchDescription
+from launch.actions import LogInfo
+
+
+def generate_launch_description():
+    """A word about what has to run."""
+    return LaunchDescription(
+        [LogInfo(msg="so101: ros2_control driver of the SO-101 has to run, with forward_position_controller active")]
+    )

@@ -1,0 +1,9 @@
+"""Robot side of xarm7: its ROS 2 driver, started by you."""
+
+from launch import LaunchDescription
+from launch.actions import LogInfo
+
+
+def generate_launch_description():
+    """A word about what has to run."""
+    return LaunchDescription([LogInfo(msg="xarm7: xarm_ros2 has to run, with xarm7_traj_controller active")])

@@ -1,0 +1,60 @@
+"""The simulated robot `robot`, in the place of a real one and its driver."""
+
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+
+CONFIG = Path(__file__).resolve().parent.parent / "config"
+ARGUMENTS = {
+    "robot": (None, "simulated robot"),
+    "mode": ("real_time", "real_time, or stepped: time advances one control period per command (use_sim_time:=true)"),
+    "camera_hz": ("0.0", "rate of the cameras' pictures, 0 for none"),
+    "namespace": ("", "namespace of all topics and nodes"),
+    "autostart": ("true", "true: the node configures and activates itself"),
+    "use_sim_time": ("false", "true: the simulation publishes /clock and stamps by it"),
+    "time_scale": ("1.0", "seconds of simulation per second, with use_sim_time:=true"),
+    "params_file": (str(CONFIG / "params.yaml"), "ROS parameters of the nodes, under keys /**/<node>"),
+    "log_level": ("info", "debug, info, warn, error"),
+}
+
+
+def typed(name, kind):
+    """A launch argument as a parameter of that type."""
+    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+
+
+def generate_launch_description():
+    """Arguments and node; graph.launch.py sees to it that its end is the end of everything."""
+    robot = Node(
+        package="robopolicy",
+        executable="sim_node",
+        name="sim_node",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            ParameterFile(LaunchConfiguration("params_file")),
+            {
+                "robot": typed("robot", str),
+                "mode": typed("mode", str),
+                "camera_hz": typed("camera_hz", float),
+                "autostart": typed("autostart", bool),
+                "use_sim_time": typed("use_sim_time", bool),
+                "time_scale": typed("time_scale", float),
+            },
+        ],
+        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+        output="screen",
+        emulate_tty=True,
+        sigterm_timeout="5",
+        sigkill_timeout="5",
+    )
+
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(n, default_value=d, description=t) for n, (d, t) in ARGUMENTS.items()),
+            robot,
+        ]
+    )
