@@ -1,0 +1,1 @@
+"""Quadrupeds in MuJoCo: robots from published dimensions, batched physics, rewards, terrains."""
