@@ -167,27 +167,28 @@ class ChunkExecutor:
 
     def target(self, now: float) -> np.ndarray | None:
         """The target [n] at `now`; None where no chunk has a row for it."""
-        new = None
-        if self._now is not None and self._now.stamp + self._now.times[0] <= now < self._end(self._now):
-            new, self._used = self._now.at(now, self.interpolation, self.smooth), True
-        old = None
-        if self._before is not None and now < min(self._end(self._before), self._since + self.blend_s):
-            old = self._before.at(now, self.interpolation, self.smooth)
-        elif self._before is not None and new is None and now < self._end(self._before):
-            old = self._before.at(now, self.interpolation, self.smooth)
-        if new is None or old is None:
-            chosen = old if new is None else new
-            if chosen is None and self._now is not None and not self._dry and self._end(self._now) <= now:
-                self._dry = True
-                self.counts["dry"] += 1
-            return chosen
+        chunk, before = self._now, self._before
+        if chunk is None:
+            return None
+        if before is not None and now >= min(self._end(before), self._since + self.blend_s):
+            before = self._before = None
+        old = None if before is None else before.at(now, self.interpolation, self.smooth)
+        if now < self._since:
+            return old
+        if now >= self._end(chunk):
+            self.counts["dry"] += not self._dry
+            self._dry = True
+            return None
+        self._used = True
+        new = chunk.at(now, self.interpolation, self.smooth)
+        if old is None:
+            return new
         share = (now - self._since) / self.blend_s
-        return np.where(self.smooth, old + min(max(share, 0.0), 1.0) * (new - old), new)
+        return np.where(self.smooth, old + share * (new - old), new)
 
     def remaining(self, now: float) -> float:
         """Seconds until the targets run dry, 0 when they have."""
-        ends = [self._end(c) for c in (self._now, self._before) if c is not None]
-        return max(0.0, max(ends, default=now) - now)
+        return 0.0 if self._now is None else max(0.0, self._end(self._now) - now)
 
 
 def _few(values: np.ndarray) -> str:
