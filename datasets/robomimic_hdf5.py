@@ -6,6 +6,9 @@ data/demo_N/next_obs/       the same, one step later
 data                        attributes env_args (JSON: simulator, task and its arguments), total
 mask/<name>                 names of demonstrations: train, valid, ...
 
+Where a recording tells what was meant from what was done, `actions` is what was done, as robomimic's tools, which replay
+it, expect; what was meant, which should be learned, is `actions_intended`.
+
 Values are read as float32, simulator states as float64. Quaternions stay in robosuite's order, which the names of
 their dimensions say. `next_obs` is not read: it repeats `obs` one step later.
 """
@@ -25,10 +28,12 @@ from robopolicy.datasets.robomimic_env import UNKNOWN_ENV, control, fingerprint,
 from robopolicy.datasets.source import EXTENSION, Source, read_extension
 from robopolicy.datasets.untrusted import damage
 from robopolicy.errors import DataError, RobopolicyError
-from robopolicy.features import ACTION, TASK_INDEX, Feature, FeatureSpec, Kind
+from robopolicy.features import ACTION, EXECUTED, TASK_INDEX, Feature, FeatureSpec, Kind
 
 FIXED = {ACTION: "actions", "next.reward": "rewards", "next.done": "dones", "simulator.state": "states"}
 """Our key of the arrays that every robomimic dataset has outside `obs`."""
+INTENDED = "actions_intended"
+"""Where the actions are when `actions` holds those that were executed."""
 SAVED = "num_samples"
 EPISODES = "n_episodes"
 """Entry that our writer adds to the extension, so that a lost demonstration is noticed."""
@@ -46,6 +51,12 @@ def dataset_name(feature: Feature) -> str:
     elif name.startswith("observation."):
         name, folder = name.removeprefix("observation."), "obs/"
     return folder + (re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "_") + suffix
+
+
+def dataset_names(spec: FeatureSpec) -> dict[str, str]:
+    """Where the values of every feature are, below data/demo_N."""
+    names = {f.key: dataset_name(f) for f in spec}
+    return names | {ACTION: INTENDED, EXECUTED: FIXED[ACTION]} if EXECUTED in names else names
 
 
 def stored_dtype(feature: Feature) -> str:
@@ -104,7 +115,7 @@ class RobomimicSource(Source):
                     f"{path}: holds {len(lengths)} demonstrations of {sum(lengths)} steps, "
                     f"its metadata says {said.get(EPISODES)} of {total}, numbered from 0"
                 )
-            self._names = {f.key: dataset_name(f) for f in spec}
+            self._names = dataset_names(spec)
         if env_args and env_args != UNKNOWN_ENV:
             metadata["env_args"] = env_args
         if masks:

@@ -16,7 +16,7 @@ import numpy as np
 from robopolicy.datasets.hdf5_disk import Disk
 from robopolicy.datasets.masks import MASKS, read_masks
 from robopolicy.datasets.robomimic_env import UNKNOWN_ENV
-from robopolicy.datasets.robomimic_hdf5 import EPISODES, FIXED, MASK_NAME, SAVED, dataset_name, stored_dtype
+from robopolicy.datasets.robomimic_hdf5 import EPISODES, FIXED, MASK_NAME, SAVED, dataset_names, stored_dtype
 from robopolicy.datasets.source import EXTENSION, extension
 from robopolicy.datasets.writer import DATA_FILE, DatasetWriter
 from robopolicy.errors import DataError
@@ -46,7 +46,7 @@ class RobomimicWriter(DatasetWriter):
         """`next_obs` doubles the size of images; robomimic's default asks for it, its BC algorithms do not."""
         super().__init__(path, features, *args, **kwargs)
         self.next_obs, self.gzip = next_obs, gzip
-        self._names = {f.key: dataset_name(f) for f in features}
+        self._names = dataset_names(features)
         if ACTION not in features:
             raise DataError(f"{self.path}: robomimic needs the key {ACTION!r}, found {features.keys()}")
         taken = [*self._names.values(), "obs", "next_obs"]

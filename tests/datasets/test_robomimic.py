@@ -20,7 +20,7 @@ from robopolicy.datasets.convert import convert
 from robopolicy.datasets.detect import dataset_format, make_writer, open_dataset, open_source
 from robopolicy.datasets.robomimic_writer import RobomimicWriter
 from robopolicy.errors import DataError
-from robopolicy.features import Control, Feature, FeatureSpec
+from robopolicy.features import EXECUTED, Control, Feature, FeatureSpec
 
 KEYS = {
     "action": "actions",
@@ -141,6 +141,21 @@ def test_robomimic_to_robomimic_keeps_everything(tmp_path: Path) -> None:
             assert a.attributes(episode) == b.attributes(episode)
             for key, values in a.read(episode, a.features.keys()).items():
                 np.testing.assert_array_equal(b.read(episode, [key])[key], values)
+
+
+def test_actions_are_what_was_executed_and_what_was_meant_stands_beside_them(tmp_path: Path) -> None:
+    spec = FeatureSpec((Feature("action", (1,), kind="action"), Feature(EXECUTED, (1,), kind="action")))
+    meant, done = np.array([[0.0], [1.0]], np.float32), np.array([[0.5], [0.75]], np.float32)
+    with make_writer("robomimic", tmp_path / "file.hdf5", spec) as writer:
+        writer.add({"action": meant, EXECUTED: done})
+    with h5py.File(tmp_path / "file.hdf5") as file:
+        demo = file["data/demo_0"]
+        np.testing.assert_array_equal(demo["actions"][()], done)
+        np.testing.assert_array_equal(demo["actions_intended"][()], meant)
+    with open_source(tmp_path / "file.hdf5") as source:
+        found = source.read(0, ["action", EXECUTED])
+    np.testing.assert_array_equal(found["action"], meant)
+    np.testing.assert_array_equal(found[EXECUTED], done)
 
 
 def test_attributes_of_every_kind_come_back(tmp_path: Path) -> None:

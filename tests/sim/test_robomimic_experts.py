@@ -142,7 +142,7 @@ def test_a_recording_is_a_robomimic_file(recorded):
         assert data.attrs["total"] == sum(d.attrs["num_samples"] for d in data.values())
         for demo in data.values():
             count = demo.attrs["num_samples"]
-            assert demo["actions"].shape == demo["action.executed"].shape == (count, 7)
+            assert demo["actions"].shape == demo["actions_intended"].shape == (count, 7)
             assert np.abs(demo["actions"]).max() <= 1
             assert demo["states"].shape == (count, 32)
             assert demo["states"].dtype == np.float64
@@ -152,8 +152,8 @@ def test_a_recording_is_a_robomimic_file(recorded):
             assert (demo["dones"][-1], demo["rewards"][-1]) == (1, 1)
             # The state of a row belongs to its observation: joint positions 10 to 12 are the cube's place.
             np.testing.assert_allclose(demo["states"][:, 10:13], demo["obs/object"][:, :3], atol=2e-3)
-            # Noise is executed, and not learned.
-            apart = np.abs(demo["actions"][()] - demo["action.executed"][()])
+            # Noise is executed, which tools replay, and not learned.
+            apart = np.abs(demo["actions"][()] - demo["actions_intended"][()])
             assert 0.01 < apart[:, :6].max() < 0.6
             assert apart[:, 6].max() == 0
 

@@ -24,8 +24,8 @@ class RecordArgs:
     """Seed of the first episode; the next ones count up."""
     noise: float | None = None
     """Standard deviation of the noise on the expert's actions, in the task's units; default: the expert's own. What
-    was meant is recorded as the action, what was done as action.executed; with 0 they are the same, as tools need
-    that replay the actions of a robomimic file."""
+    was meant is recorded as the action, what was done as action.executed; in a robomimic file they are
+    actions_intended and actions."""
     keep_failures: bool = False
     """Keep episodes that did not succeed."""
     workers: int = 0
