@@ -6,7 +6,7 @@ data/demo_N/next_obs/       the same, one step later
 data                        attributes env_args (JSON: simulator, task and its arguments), total
 mask/<name>                 names of demonstrations: train, valid, ...
 
-Where a recording tells what was meant from what was done, `actions` is what was done, as robomimic's tools expect, which
+Where a recording tells what was meant from what was done, `actions` is what was done, as robomimic's tools expect, who
 replay it; what was meant, and should be learned, is `actions_intended`.
 
 Values are read as float32, simulator states as float64. Quaternions stay in robosuite's order, which the names of
