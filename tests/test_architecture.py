@@ -32,7 +32,7 @@ ROOMS = {
         "wire",
     },
     "training": {"errors", "features", "configs", "registry", "diffusion", "nn", "policies", "inference", "progress"},
-    "rl": {"errors", "features", "configs", "nn", "policies", "progress", "training"},
+    "rl": {"errors", "features", "configs", "diffusion", "nn", "policies", "progress", "training"},
     "recipes": {"errors", "nn", "policies", "training", "recipes_robomimic"},
     "recipes_robomimic": {"nn", "policies", "training"},
     "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
