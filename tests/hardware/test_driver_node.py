@@ -1,0 +1,99 @@
+"""The node of a directly driven robot as a process, with an arm of the test's own behind it."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from ros_graph import Graph, Process, ros_graph
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+from robopolicy.hardware.profiles import load_profile
+from robopolicy.hardware.ros.node import COMMAND
+
+graph = pytest.fixture(ros_graph)
+NODE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from arm_of_air import ArmOfAir
+from robopolicy.hardware.ros import driver_node
+driver_node.make_driver = lambda robot, address: ArmOfAir(address)
+sys.exit(driver_node.run(driver_node.DriverNode))
+"""
+TOPIC = "forward_position_controller/commands"
+
+
+def start(graph: Graph, *parameters: str) -> Process:
+    options = [text for parameter in parameters for text in ("-p", parameter)]
+    return graph.run([sys.executable, "-c", NODE, "--ros-args", "-p", "robot:=ur5e", "-p", "address:=air", *options])
+
+
+def status(graph: Graph, found: list[DiagnosticArray]) -> Any:
+    """The newest status of the node."""
+    return next((s for m in reversed(found) for s in m.status if s.name == "/driver_node"), None)
+
+
+def test_it_follows_from_where_the_robot_is_and_brakes_when_commands_stop(graph: Graph) -> None:
+    node = start(graph, "deadman_s:=0.5")
+    first = graph.first(JointState, "joint_states")
+    assert tuple(first.name) == load_profile("ur5e").names
+    assert list(first.position) == [0.0] * 6
+    publisher = graph.node.create_publisher(Float64MultiArray, TOPIC, COMMAND)
+    states = graph.collect(JointState, "joint_states")
+    diagnostics = graph.collect(DiagnosticArray, "/diagnostics", COMMAND)
+
+    def send(value: float) -> bool:
+        publisher.publish(Float64MultiArray(data=[value] * 6))
+        graph.spin(0.02)
+        return bool(states and np.allclose(states[-1].position, value))
+
+    graph.until(lambda: send(0.04), "the first set-point")
+    graph.until(lambda: send(0.3), "the next ones may be farther")
+    graph.until(lambda: (s := status(graph, diagnostics)) and s.message == "holding", "the robot brakes")
+    assert {v.key: v.value for v in status(graph, diagnostics).values}["dried_up"] == "1"
+    graph.until(lambda: not send(0.4) and dict_of(status(graph, diagnostics))["refused"] != "0", "a far start")
+    assert not np.allclose(states[-1].position, 0.4)
+    assert node.end(signal.SIGINT) == 0
+
+
+def dict_of(found: Any) -> dict[str, str]:
+    return {v.key: v.value for v in found.values}
+
+
+def test_a_robot_that_stops_by_itself_is_let_go_and_named(graph: Graph) -> None:
+    node = start(graph, "start_tolerance:=0.2")
+    graph.first(JointState, "joint_states")
+    publisher = graph.node.create_publisher(Float64MultiArray, TOPIC, COMMAND)
+    diagnostics = graph.collect(DiagnosticArray, "/diagnostics", COMMAND)
+
+    def failed() -> bool:
+        # The arm of air stops by itself once its last joint is beyond 0.5.
+        publisher.publish(Float64MultiArray(data=[0.0] * 6))
+        publisher.publish(Float64MultiArray(data=[0.0] * 5 + [0.6]))
+        graph.spin(0.02)
+        found = status(graph, diagnostics)
+        return bool(found and found.level == DiagnosticStatus.ERROR and found.message == "air: protective stop")
+
+    graph.until(failed, "the failure in the diagnostics")
+    states = graph.collect(JointState, "joint_states")
+    graph.spin(0.5)
+    assert states == []
+    assert node.alive
+    assert node.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("robot", "message"),
+    [("ur5", "Did you mean 'ur5e'"), ("xarm7", "the arm has 6"), ("", "parameter robot is needed")],
+)
+def test_a_robot_that_does_not_fit_is_refused(graph: Graph, robot: str, message: str) -> None:
+    node = graph.run([sys.executable, "-c", NODE, "--ros-args", "-p", f"robot:='{robot}'", "-p", "address:=air"])
+    assert node.wait() == 1
+    assert message in node.output
