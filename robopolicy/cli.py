@@ -17,6 +17,8 @@ VERBS = {
     "data": ("data", "describe, convert, check, replay, view, record and fetch datasets"),
     "import": ("import_checkpoint", "a checkpoint of robomimic (.pth) as one of ours"),
     "bench": ("bench", "latency of a checkpoint; bench frontier: score against latency"),
+    "deploy": ("deploy", "a checkpoint on a robot, real or simulated, behind the safety gate (extra ros2)"),
+    "ros": ("ros", "ros env: lets `ros2 launch robopolicy` find this installation"),
     "recipes": ("recipes", "list the recipes"),
 }
 

@@ -17,14 +17,17 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 ARGUMENTS = {
     "robot": (None, "robot profile: a name such as ur5e, or the path of a YAML file"),
     "checkpoint": (None, "folder of a checkpoint, or of a run whose last one is taken"),
-    "contract": ("", "YAML file that says which topics are which features; empty: the one of the robot's name"),
+    "contract": (
+        LaunchConfiguration("robot"),
+        "YAML file that says which topics are which features, or the name of one that is here",
+    ),
     "device": ("cpu", "device of the policy: cpu, cuda or cuda:N"),
     "namespace": ("", "namespace of all topics and nodes, for several robots"),
     "dry_run": ("false", "true: the gate computes set-points and sends nothing to the robot"),
     "autostart": ("true", "true: the nodes configure and activate themselves; false: by `ros2 lifecycle set`"),
     "use_sim_time": ("false", "true: ROS time comes from /clock"),
     "time_scale": ("1.0", "seconds of the control clock per second; other than 1 only for simulated robots"),
-    "record": ("", "folder for recordings of every episode; empty records nothing"),
+    "record": ("", "folder for a recording, begun as soon as all topics speak; empty records nothing"),
     "params_file": (str(CONFIG / "params.yaml"), "ROS parameters of the nodes, under keys /**/<node>"),
     "log_level": ("info", "debug, info, warn, error"),
 }
@@ -83,7 +86,7 @@ def generate_launch_description():
     )
     recorder = node(
         "recorder_node",
-        {"robot": text("robot"), "contract": text("contract"), "output": text("record")},
+        {"contract": text("contract"), "output": text("record"), "record": True},
         condition=IfCondition(NotEqualsSubstitution(LaunchConfiguration("record"), "")),
     )
     return LaunchDescription(
