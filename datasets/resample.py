@@ -55,6 +55,11 @@ class Resampler:
     def __len__(self) -> int:
         return len(self._stamps)
 
+    @property
+    def newest(self) -> int | None:
+        """Stamp of the newest message that is kept."""
+        return self._stamps[-1] if self._stamps else None
+
     def add(self, stamp: int, value: Any) -> None:
         """One message; of two with the same stamp the later one counts."""
         if self._served is not None and stamp < self._served:
@@ -298,6 +303,18 @@ class FrameSampler:
     def add(self, topic: str, stamp: int, message: Any) -> None:
         for resampler in self._by_topic.get(topic, ()):
             resampler.add(stamp, message)
+
+    def newest(self) -> dict[str, int | None]:
+        """Stamp of the newest message of every feature."""
+        return {key: resampler.newest for key, _, _, resampler in self._entries}
+
+    def settled(self, tick: int) -> bool:
+        """Whether no message that comes in order can change the frame of a tick: all periodic topics have spoken at
+        or after it. A running robot need not wait for `Contract.delay` then."""
+        return all(
+            math.isinf(r.tolerance) or (r.newest is not None and r.newest >= tick + offset)
+            for _, _, offset, r in self._entries
+        )
 
     def _choices(self, tick: int) -> dict[str, Choice | Missing]:
         return {key: resampler.choose(tick + offset) for key, _, offset, resampler in self._entries}

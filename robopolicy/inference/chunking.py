@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+STRATEGIES: tuple[str, ...] = ("receding", "ensemble", "realtime")
+"""Ways to follow chunks; see `PolicyRunner`."""
+
 
 @dataclass(frozen=True)
 class Chunk:

@@ -13,11 +13,10 @@ import torch
 
 from robopolicy.errors import FeatureMismatch, RobopolicyError, did_you_mean, unknown
 from robopolicy.features import Feature
-from robopolicy.inference.chunking import Chunk, ensemble, newest, prefix_weights
+from robopolicy.inference.chunking import STRATEGIES, Chunk, ensemble, newest, prefix_weights
 from robopolicy.policies.base import Policy
 
 Strategy = Literal["receding", "ensemble", "realtime"]
-STRATEGIES: tuple[str, ...] = ("receding", "ensemble", "realtime")
 _NOT_AVERAGED = ("quat_wxyz", "axis_angle", "euler_xyz")
 
 

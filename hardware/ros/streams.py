@@ -1,0 +1,285 @@
+"""The topics of a contract as subscriptions of a running node: frames at the policy's rate, made as from a bag.
+
+Message by message and tick by tick this is the `FrameSampler` that also converts recordings, so that a policy sees on
+the robot what it was trained on. ROS 2 names are resolved in the namespace of the node: `/joint_states` of a contract
+is `/left/joint_states` for a node in `/left`.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+
+from robopolicy.datasets.contract import SECOND, Contract, TopicFeature
+from robopolicy.datasets.resample import FeatureReader, FrameSampler, Missing, Resampler
+from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
+from robopolicy.features import Feature, FeatureSpec
+from robopolicy.hardware.profiles import RobotProfile
+from robopolicy.hardware.ros.node import LATCHED, SENSOR, RobotNode
+
+TYPE = re.compile(r"([a-z][a-z0-9_]*)/msg/([A-Z][A-Za-z0-9]*)")
+MEASURED = "joint states"
+"""Name of the measured joint positions among the streams, for messages."""
+
+
+def message_class(name: str) -> Any:
+    """The class of a message type such as sensor_msgs/msg/Image; RobopolicyError when it is not installed."""
+    match = TYPE.fullmatch(name)
+    if match is None:
+        raise RobopolicyError(f"message type {name!r}: expected a form like sensor_msgs/msg/Image")
+    try:
+        return getattr(import_module(f"{match[1]}.msg"), match[2])
+    except (ImportError, AttributeError):
+        raise RobopolicyError(f"message type {name!r} is not installed") from None
+
+
+def resolved(topic: str, namespace: str) -> str:
+    """The name of a contract's topic for a node in `namespace`."""
+    inside = namespace == "/" or topic.startswith(namespace.rstrip("/") + "/")
+    return topic if inside else namespace.rstrip("/") + topic
+
+
+def completed(contract: Contract, wanted: FeatureSpec) -> Contract:
+    """The contract with the features that the checkpoint reads only, what it leaves open taken from the checkpoint.
+
+    FeatureMismatch showing both sides for every feature that is missing or differs, and for the rate.
+    """
+    described = {k: _feature(k, spec, wanted) for k, spec in contract.features.items()}
+    theirs = FeatureSpec(tuple(described.values()), contract.rate_hz)
+    spec = wanted if "action" in described else wanted.select([f.key for f in wanted.inputs])
+    spec.require(theirs, "checkpoint", "contract")
+    features = {}
+    for feature in wanted.inputs:
+        entry, mine = contract.features[feature.key], described[feature.key]
+        features[feature.key] = replace(
+            entry, kind=mine.kind, dtype=mine.dtype, shape=mine.shape, names=mine.names, units=mine.units
+        )
+    return replace(contract, features=features, task=None)
+
+
+def _feature(key: str, spec: TopicFeature, wanted: FeatureSpec) -> Feature:
+    """What the contract says of a feature; silence agrees with the checkpoint."""
+    if key not in wanted:
+        return Feature(key, spec.shape or (), spec.dtype or "float32", spec.kind)
+    theirs = wanted[key]
+    return Feature(
+        key,
+        spec.shape if spec.shape is not None else theirs.shape,
+        spec.dtype or theirs.dtype,
+        spec.kind,
+        spec.names or theirs.names,
+        spec.units or theirs.units,
+        control=spec.control or theirs.control if spec.kind == "action" else None,
+    )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The observation of one tick."""
+
+    tick: int
+    """Stamp, ns."""
+    values: dict[str, np.ndarray]
+    measured: np.ndarray
+    """Joint positions [n] in the order of the profile."""
+
+
+class Streams:
+    """Subscribes to what a contract and a profile name, and makes frames of it."""
+
+    def __init__(
+        self,
+        node: RobotNode,
+        contract: Contract,
+        wanted: FeatureSpec,
+        profile: RobotProfile,
+        changed: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """`changed` is called after every message, `failed` with the reason when messages cannot be what the
+        checkpoint needs; FeatureMismatch as for `completed`."""
+        self._node, self._wanted, self._profile = node, wanted, profile
+        self._changed, self._failed = changed, failed
+        self.contract = completed(contract, wanted)
+        self._joints = resolved(f"/{profile.joint_states.lstrip('/')}", node.get_namespace())
+        namespace = node.get_namespace()
+        self._topics = {resolved(f.topic, namespace): f.topic for f in self.contract.features.values()}
+        self._subscriptions: dict[str, Any] = {}
+        self.messages = dict.fromkeys([*self._topics, self._joints], 0)
+        """Messages received, by full topic name."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all messages: the next frames are made of what comes from now on."""
+        self._readers: dict[str, FeatureReader] = {}
+        self._first: dict[str, tuple[int, Any]] = {}
+        self._sampler: FrameSampler | None = None
+        self._measured = Resampler("hold", max(self._profile.timeouts.observation, 1 / self.contract.rate_hz) * SECOND)
+        self._joint_values = np.zeros(len(self._profile.names))
+        self._joints_known = np.zeros(len(self._profile.names), bool)
+        self._start = self._number = 0
+        self._heard: dict[str, int] = {}
+        self.skipped = 0
+        """Ticks that were over before they could be looked at."""
+
+    def close(self) -> None:
+        """Ends all subscriptions."""
+        for subscription in self._subscriptions.values():
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = {}
+
+    # Messages in
+
+    def subscribe(self) -> None:
+        """Subscribes to every topic whose type is known by now: by the contract, or by its publisher."""
+        known: dict[str, list[str]] = {}
+        for topic in [*self._topics, self._joints]:
+            if topic in self._subscriptions:
+                continue
+            specs = [f for f in self.contract.features.values() if f.topic == self._topics.get(topic)]
+            name = next((f.type for f in specs if f.type), "")
+            if topic == self._joints:
+                name = name or "sensor_msgs/msg/JointState"
+            known = known or dict(self._node.get_topic_names_and_types())
+            name = name or next(iter(known.get(topic, ())), "")
+            periodic = not specs or any(self.contract.is_periodic(f) for f in specs)
+            if name and (quality := SENSOR if periodic else self._quality(topic)) is not None:
+                self._subscriptions[topic] = self._node.create_subscription(
+                    message_class(name), topic, lambda message, topic=topic: self._take(topic, message), quality
+                )
+
+    def _quality(self, topic: str) -> QoSProfile | None:
+        """Of a topic that speaks only on change: its last message counts where the publisher keeps it."""
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        if not publishers:
+            return None
+        kept = all(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)
+        return LATCHED if kept else QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+    def _take(self, topic: str, message: Any) -> None:
+        now: int = self._node.get_clock().now().nanoseconds
+        header = getattr(message, "header", None)
+        header = 0 if header is None else header.stamp.sec * SECOND + header.stamp.nanosec
+        stamp = self.contract.message_time(header, now)
+        self.messages[topic] += 1
+        self._heard[topic] = stamp
+        if topic == self._joints and isinstance(message, JointState):
+            self._measure(stamp, message)
+        name = self._topics.get(topic)
+        if name is not None:
+            if self._sampler is not None:
+                self._sampler.add(name, stamp, message)
+            else:
+                try:
+                    self._meet(topic, name, stamp, message)
+                except RobopolicyError as error:
+                    self._failed(str(error))
+                    return
+        self._changed()
+
+    def _measure(self, stamp: int, message: JointState) -> None:
+        """Measured positions once all joints are known; drivers may publish arm and gripper apart."""
+        place = {name: i for i, name in enumerate(message.name)}
+        values = self._joint_values.copy()
+        for i, name in enumerate(self._profile.names):
+            j = place.get(name, len(message.position))
+            if j < len(message.position):
+                values[i], self._joints_known[i] = message.position[j], True
+        self._joint_values = values
+        if self._joints_known.all():
+            self._measured.add(stamp, self._joint_values)
+
+    def _meet(self, topic: str, name: str, stamp: int, message: Any) -> None:
+        """First messages: they settle what the contract leaves open, and when the first tick is."""
+        self._first[topic] = (stamp, message)
+        for key, spec in self.contract.features.items():
+            if spec.topic == name and key not in self._readers:
+                try:
+                    reader = FeatureReader(key, spec, message)
+                except DataError as error:
+                    raise FeatureMismatch(f"topic {topic}: {error}") from error
+                wanted = self._wanted.select([key])
+                wanted.require(FeatureSpec((reader.feature,)), "checkpoint", f"topic {topic}")
+                self._readers[key] = reader
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts the sampler when every stream has spoken."""
+        if len(self._readers) < len(self.contract.features) or not len(self._measured):
+            return
+        sampler = FrameSampler(self.contract, self._readers)
+        for topic, (stamp, message) in self._first.items():
+            sampler.add(self._topics[topic], stamp, message)
+        periodic = {f.topic for f in self.contract.features.values() if self.contract.is_periodic(f)}
+        stamps = [stamp for topic, (stamp, _) in self._first.items() if self._topics[topic] in periodic]
+        self._start, self._number = max([*stamps, self._measured.newest or 0]), 0
+        self._first, self._sampler = {}, sampler
+
+    # Frames out
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """Topics without which there is no first frame yet."""
+        if self._sampler is not None:
+            return []
+        lacking = [t for t in self._topics if t not in self._first]
+        if self._joints not in lacking and not self._joints_known.all():
+            unknown = [n for n, known in zip(self._profile.names, self._joints_known, strict=True) if not known]
+            lacking.append(f"{self._joints} (no position of {', '.join(unknown)})")
+        return lacking
+
+    def due(self) -> int | None:
+        """The next tick, ns, if its frame is settled or can wait no longer."""
+        sampler = self._sampler
+        if sampler is None:
+            return None
+        now: int = self._node.get_clock().now().nanoseconds
+        behind = (now - self._start) * self.contract.rate_hz / SECOND - self._number
+        if behind > 2 + self.contract.delay * self.contract.rate_hz / SECOND:
+            # Too far behind to be of use: on with the newest tick whose time has passed.
+            latest = math.floor((now - self.contract.delay - self._start) * self.contract.rate_hz / SECOND)
+            self.skipped += max(latest - self._number, 0)
+            self._number = max(latest, self._number)
+        tick = self.contract.tick(self._start, self._number)
+        settled = sampler.settled(tick) and (self._measured.newest or 0) >= tick
+        return tick if settled or now >= tick + self.contract.delay else None
+
+    def frame(self, tick: int) -> Frame | Missing:
+        """The frame of the tick that is due, and on to the next one."""
+        assert self._sampler is not None
+        self._number += 1
+        values, choice = self._sampler.at(tick), self._measured.choose(tick)
+        if isinstance(values, Missing):
+            return values
+        if isinstance(choice, Missing):
+            return Missing(f"{MEASURED}: {choice.reason}")
+        for key, value in values.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                return Missing(f"{key!r}: NaN or infinite values")
+        if not np.isfinite(choice.first).all():
+            return Missing(f"{MEASURED}: NaN or infinite positions")
+        return Frame(tick, values, choice.first)
+
+    def went_back(self) -> bool:
+        """Whether the clock is before what has already been seen: it was set back."""
+        now: int = self._node.get_clock().now().nanoseconds
+        newest = max(self._heard.values(), default=0)
+        return newest - now > self.contract.max_clock_offset_s * SECOND or (
+            self._number > 0 and self.contract.tick(self._start, self._number - 1) - now > SECOND
+        )
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since the stamp of the newest message, by topic; NaN before the first."""
+        now: int = self._node.get_clock().now().nanoseconds
+        return {t: (now - self._heard[t]) / SECOND if t in self._heard else math.nan for t in self.messages}
+
+    @property
+    def late(self) -> int:
+        """Messages that came too late for a tick they belonged to."""
+        return sum(self._sampler.late.values()) if self._sampler is not None else 0
