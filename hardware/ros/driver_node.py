@@ -70,7 +70,7 @@ class DriverNode(RobotNode):
 
     def _subscribe(self, adapter: str, topic: str, callback: Any) -> Any:
         if adapter == "joint_trajectory":
-            return self.create_subscription(JointTrajectory, topic, lambda m: callback(_last_point(m)), COMMAND)
+            return self.create_subscription(JointTrajectory, topic, lambda m: callback(_first_point(m)), COMMAND)
         return self.create_subscription(Float64MultiArray, topic, lambda m: callback(np.array(m.data)), COMMAND)
 
     def deactivate(self) -> None:
@@ -164,11 +164,11 @@ def arm_joints(profile: RobotProfile, driver: Driver) -> tuple[str, ...]:
     return names
 
 
-def _last_point(message: JointTrajectory) -> dict[str, float]:
-    """Positions by joint of the last point, nothing when there is none."""
-    if not message.points or len(message.points[-1].positions) != len(message.joint_names):
+def _first_point(message: JointTrajectory) -> dict[str, float]:
+    """Positions by joint of the first point; the others are the way of braking, for controllers that can follow it."""
+    if not message.points or len(message.points[0].positions) != len(message.joint_names):
         return {}
-    return dict(zip(message.joint_names, message.points[-1].positions, strict=True))
+    return dict(zip(message.joint_names, message.points[0].positions, strict=True))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from ros_graph import Graph, Process, ros_graph
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robopolicy.hardware.profiles import load_profile
 from robopolicy.hardware.ros.node import COMMAND
@@ -30,9 +31,9 @@ sys.exit(driver_node.run(driver_node.DriverNode))
 TOPIC = "forward_position_controller/commands"
 
 
-def start(graph: Graph, *parameters: str) -> Process:
-    options = [text for parameter in parameters for text in ("-p", parameter)]
-    return graph.run([sys.executable, "-c", NODE, "--ros-args", "-p", "robot:=ur5e", "-p", "address:=air", *options])
+def start(graph: Graph, *parameters: str, robot: str = "ur5e") -> Process:
+    options = [text for parameter in (f"robot:={robot}", "address:=air", *parameters) for text in ("-p", parameter)]
+    return graph.run([sys.executable, "-c", NODE, "--ros-args", *options])
 
 
 def status(graph: Graph, found: list[DiagnosticArray]) -> Any:
@@ -87,6 +88,29 @@ def test_a_robot_that_stops_by_itself_is_let_go_and_named(graph: Graph) -> None:
     assert states == []
     assert node.alive
     assert node.end(signal.SIGTERM) == 0
+
+
+def test_of_a_trajectory_it_takes_the_first_point_by_joint_names(graph: Graph, tmp_path: Path) -> None:
+    profile = load_profile("ur5e")
+    text = profile.source.read_text()
+    before = f"command: {{adapter: forward_position, topic: {TOPIC}}}"
+    assert before in text
+    (tmp_path / "arm.yaml").write_text(text.replace(before, "command: {adapter: joint_trajectory, topic: path}"))
+    start(graph, robot=str(tmp_path / "arm.yaml"))
+    states = graph.collect(JointState, "joint_states")
+    publisher = graph.node.create_publisher(JointTrajectory, "path", COMMAND)
+    # The second point is where braking would end.
+    first = JointTrajectoryPoint(positions=[0.01 * k for k in range(6)])
+    message = JointTrajectory(
+        joint_names=profile.names[::-1], points=[first, JointTrajectoryPoint(positions=[0.05] * 6)]
+    )
+
+    def arrived() -> bool:
+        publisher.publish(message)
+        graph.spin(0.02)
+        return bool(states and np.allclose(states[-1].position, [0.05, 0.04, 0.03, 0.02, 0.01, 0.0]))
+
+    graph.until(arrived, "the first point")
 
 
 @pytest.mark.parametrize(
