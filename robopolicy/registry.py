@@ -1,7 +1,7 @@
 """Names of tasks, experts and policies, resolved when they are asked for.
 
-Other packages add theirs through the entry-point groups `robopolicy.tasks`, `robopolicy.experts` and
-`robopolicy.policies`; each entry is `name = "module:attribute"`.
+Other packages add theirs through the entry-point groups `robopolicy.tasks`, `robopolicy.experts`,
+`robopolicy.policies` and `robopolicy.environments`; each entry is `name = "module:attribute"`.
 """
 
 from importlib import import_module
@@ -44,6 +44,12 @@ POLICIES = {
     "carp": "robopolicy.policies.carp:CarpPolicy",
     "beso": "robopolicy.policies.beso:BESOPolicy",
     "composed": "robopolicy.policies.composed:ComposedPolicy",
+    "actor": "robopolicy.rl.actor:ActorPolicy",
+}
+ENVIRONMENTS = {
+    "scalar": "robopolicy.sim.plants:ScalarConfig",
+    "pointmass": "robopolicy.sim.plants:PointMassConfig",
+    "quadruped": "robopolicy.sim.quadruped.config:QuadrupedConfig",
 }
 
 
@@ -90,3 +96,11 @@ def policy_class(name: str) -> Any:
     if name not in table:
         raise unknown("policy", name, table)
     return _load(table[name])
+
+
+def environment_config(kind: str) -> Any:
+    """The configuration class of a vectorised environment for reinforcement learning."""
+    table = _table("environments", ENVIRONMENTS)
+    if kind not in table:
+        raise unknown("environment", kind, table)
+    return _load(table[kind])

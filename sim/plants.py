@@ -168,7 +168,7 @@ class PointMassConfig(EnvConfig):
     """N s/m"""
     max_force: float = 4.0
     """Of the disturbance, N."""
-    effort: float = 0.05
+    effort: float = 2.0
     """Reward lost at full effort."""
     episode: int = 100
     """Control steps at 20 Hz."""

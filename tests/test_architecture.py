@@ -35,6 +35,7 @@ ROOMS = {
     "rl": {"errors", "features", "configs", "diffusion", "nn", "policies", "progress", "training"},
     "recipes": {"errors", "nn", "policies", "training", "recipes_robomimic"},
     "recipes_robomimic": {"nn", "policies", "training"},
+    "recipes_locomotion": {"rl", "sim"},
     "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
     "datasets": {"errors", "features", "configs", "progress"},
     "hardware": {"errors", "features", "configs", "datasets", "inference"},

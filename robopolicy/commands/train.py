@@ -7,10 +7,12 @@ from pathlib import Path
 
 import tyro
 
+from robopolicy.commands import train_rl
 from robopolicy.configs import from_dict, to_dict
-from robopolicy.errors import CheckpointError, DataError, RobopolicyError
+from robopolicy.errors import CheckpointError, DataError, RobopolicyError, unknown
 from robopolicy.policies.base import Policy
 from robopolicy.recipes import RECIPES, recipe
+from robopolicy.recipes_locomotion import LOCOMOTION
 from robopolicy.training.checkpoint import _read_json, write_json
 from robopolicy.training.config import TrainConfig
 from robopolicy.training.trainer import Evaluator, Trainer, TrainResult
@@ -27,7 +29,8 @@ HELP = """usage: robopolicy train RECIPE [--field value | field=value ...]
 def run(arguments: list[str]) -> None:
     """Trains from scratch or resumes, and says where the checkpoint is."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(recipes="\n".join(f"  {n:<32}{r.about}" for n, r in RECIPES.items())))
+        listed = [(n, r.about) for n, r in RECIPES.items()] + [(n, r.about) for n, r in LOCOMOTION.items()]
+        print(HELP.format(recipes="\n".join(f"  {n:<32}{about}" for n, about in listed)))
         return
     if arguments[0] == "--resume" or arguments[0].startswith("--resume="):
         folder = Path(arguments[0].partition("=")[2] or (arguments[1] if len(arguments) > 1 else ""))
@@ -36,24 +39,35 @@ def run(arguments: list[str]) -> None:
         result = resume(folder)
     else:
         name, *rest = arguments
-        config = parse(name, rest)
-        result = start(config, config.output or default_output(name), name)
+        if name not in RECIPES and name not in LOCOMOTION:
+            raise unknown("recipe", name, [*RECIPES, *LOCOMOTION])
+        if name in LOCOMOTION:
+            run_config = train_rl.parse(name, flags(rest))
+            result = train_rl.start(run_config, run_config.output or default_output(name), name)
+        else:
+            config = parse(name, rest)
+            result = start(config, config.output or default_output(name), name)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"trained {result.step} steps in {result.seconds:.0f} s: {result.checkpoint}")
-        print(f"next: robopolicy eval {result.folder}")
+        if "trainer" not in _read_json(result.folder / "train_config.json"):
+            print(f"next: robopolicy eval {result.folder}")
 
 
 def parse(name: str, arguments: list[str]) -> TrainConfig:
     """The recipe `name` with overrides; accepts `--a.b c`, `--a.b=c` and `a.b=c`."""
     default = recipe(name)
-    flags = [f"--{a}" if "=" in a and not a.startswith("-") else a for a in arguments]
     return tyro.cli(
         TrainConfig,
         default=default,
-        args=flags,
+        args=flags(arguments),
         prog=f"robopolicy train {name}",
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def flags(arguments: list[str]) -> list[str]:
+    """Arguments as tyro takes them: `a.b=c` becomes `--a.b=c`."""
+    return [f"--{a}" if "=" in a and not a.startswith("-") else a for a in arguments]
 
 
 def default_output(name: str) -> Path:
@@ -82,6 +96,8 @@ def resume(folder: Path) -> TrainResult:
     if not saved.is_file():
         raise CheckpointError(f"{folder}: no run to resume (train_config.json is missing)")
     stored = _read_json(saved)
+    if stored.get("trainer") == "rl":
+        return train_rl.resume(folder, stored, str(saved))
     config = from_dict(TrainConfig, stored["config"], str(saved))
     trainer = Trainer(config, Path(stored["data"]), folder, evaluator(config))
     step = trainer.resume()

@@ -3,8 +3,10 @@
 After Long et al., "Learning H-Infinity Locomotion Control" (arXiv 2404.14405), of which no code was published: the
 losses are those of the paper's overview figure, the rest is our reading. The disturber maximises the cost, which is
 what lacks to the largest task reward; the actor maximises its reward plus lambda times the task's, where lambda is the
-price of the constraint E[eta * |d| - C] >= 0: eta, in 1/N, bounds the cost per newton. Given the state, the force does
-not depend on the action, so that the constraint acts on the actor as a larger weight of the task, chosen by lambda.
+price of the constraint E[eta * |d| - C] >= 0: eta, in 1/N, bounds the cost per newton. Costs are shares of the largest
+task reward, so that eta depends neither on the control rate nor on the weights of the reward. Given the state, the
+force does not depend on the action, so that the constraint acts on the actor as a larger weight of the task, chosen by
+lambda.
 
 Three baselines are configurations of the same code: no force (`disturbance="none"`), random forces ("random"), and a
 disturber without the constraint (`constrained=False`).
@@ -38,7 +40,7 @@ class GameConfig:
     constrained: bool = True
     """Bound the cost by eta per newton; otherwise the actor sees its reward alone. Only with a learned disturber."""
     eta: float = 0.005
-    """Tolerated cost (of a largest task reward, per step) per newton, 1/N."""
+    """Tolerated cost per newton, 1/N: the share of the largest task reward that is lost, over the force."""
     multiplier: MultiplierConfig = field(default_factory=MultiplierConfig)
     max_force: float = 0.0
     """Largest force in newtons; 0 takes the environment's."""
@@ -249,7 +251,7 @@ class Game:
             if game.fall == "literal":
                 paid = paid + self.env.task_reward_max
             if game.soft:
-                paid = paid - game.eta * buffer["force"]
+                paid = paid - game.eta * self.env.task_reward_max * buffer["force"]
             streams.append(paid)
         scaled = self.config.reward_scale * torch.stack(streams, dim=-1)
         return scaled.masked_fill(buffer["invalid"].unsqueeze(-1), 0.0)
@@ -311,7 +313,7 @@ class Game:
         """Cost, force and their ratio where the disturber pushes (everywhere without one); moves lambda."""
         buffer = self.buffer
         chosen = valid & self.pushed if self.learned else valid
-        cost = process_mean((self.env.task_reward_max - buffer["task_reward"][chosen]).mean())
+        cost = process_mean(1 - buffer["task_reward"][chosen].mean() / self.env.task_reward_max)
         force = process_mean(buffer["force"][chosen].mean())
         found = {"cost": float(cost), "force": float(force)}
         if found["force"] > 0:

@@ -1,0 +1,100 @@
+"""Named reinforcement-learning runs: H-infinity locomotion, its baselines, and the plant they are tried on.
+
+Every recipe is a function that returns a fresh `RLConfig`; the command line overrides any field of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from robopolicy.rl.hinf import GameConfig
+from robopolicy.rl.nets import NetConfig
+from robopolicy.rl.ppo import PPOConfig
+from robopolicy.rl.trainer import RLConfig
+from robopolicy.sim.plants import PointMassConfig
+from robopolicy.sim.quadruped.config import CommandConfig, QuadrupedConfig
+
+Method = Literal["hinf", "adversary", "random", "ppo"]
+METHODS: dict[Method, str] = {
+    "hinf": "H-infinity: against a disturber, with a bound on the cost per newton",
+    "adversary": "against a disturber, without the bound",
+    "random": "PPO with random forces",
+    "ppo": "PPO without forces",
+}
+Robot = Literal["a1", "aliengo"]
+
+
+@dataclass(frozen=True)
+class RLRecipe:
+    """A named run and what it is for."""
+
+    about: str
+    make: Callable[[], RLConfig]
+    """Returns a fresh configuration, of which any field may be changed."""
+
+
+def game(method: Method, base: GameConfig) -> GameConfig:
+    """The settings `base` of one of the four methods."""
+    if method == "ppo":
+        return replace(base, disturbance="none", constrained=False)
+    if method == "random":
+        return replace(base, disturbance="random", constrained=False)
+    return replace(base, disturbance="learned", constrained=method == "hinf")
+
+
+def _pointmass(method: Method) -> RLConfig:
+    net = NetConfig(hidden=(64, 64), initial_std=0.5)
+    # A slow actor and a fast disturber: the other way round, the two chase each other and end anywhere.
+    disturber = PPOConfig(lr=1e-3, schedule="fixed", entropy_coef=0.02)
+    return RLConfig(
+        PointMassConfig(),
+        PPOConfig(gamma=0.95, lr=3e-4, schedule="fixed", entropy_coef=0.003, value_clip=0.0, reward_scale=0.05),
+        game(method, GameConfig(eta=0.03, curriculum=0.0, net=net, ppo=disturber)),
+        net,
+        NetConfig(hidden=(64, 64)),
+        n_envs=256,
+        rollout_steps=32,
+        iterations=100,
+        save_every=50,
+    )
+
+
+def _flat(robot: Robot, method: Method) -> RLConfig:
+    # A slow walk on flat ground, which two cores learn; the published run has 4096 robots and 2000 iterations.
+    commands = CommandConfig(forward=(0.0, 0.5), sideways=(-0.2, 0.2), heading=(-0.5, 0.5), dead_zone=0.05)
+    return RLConfig(
+        QuadrupedConfig(robot=robot, commands=commands),
+        game=game(method, GameConfig()),
+        n_envs=256,
+        rollout_steps=32,
+        iterations=600,
+        threads=1,
+    )
+
+
+def _paper(robot: Robot, method: Method) -> RLConfig:
+    net = NetConfig(hidden=(512, 256, 128))
+    return RLConfig(
+        QuadrupedConfig(robot=robot, terrain="mixed"),
+        game=game(method, GameConfig(net=NetConfig(hidden=(256, 128, 64), initial_std=0.5))),
+        actor=net,
+        critic=net,
+        n_envs=4096,
+        rollout_steps=100,
+        iterations=2000,
+        threads=0,
+    )
+
+
+_ROBOTS: tuple[Robot, ...] = ("a1", "aliengo")
+LOCOMOTION: dict[str, RLRecipe] = {
+    f"pointmass-{m}": RLRecipe(f"point mass, half a minute on one core; {text}", partial(_pointmass, m))
+    for m, text in METHODS.items()
+}
+for _robot in _ROBOTS:
+    for _method, _text in METHODS.items():
+        LOCOMOTION[f"{_robot}-flat-{_method}"] = RLRecipe(
+            f"flat ground, small; {_text}", partial(_flat, _robot, _method)
+        )
+    LOCOMOTION[f"{_robot}-hinf-paper"] = RLRecipe("paper-sized: mixed terrain", partial(_paper, _robot, "hinf"))
