@@ -42,12 +42,13 @@ class Batch:
         """After each physics step of the last control step, [N, substeps, 1 + nq + nv]: time, qpos, qvel."""
         self.sensors = np.zeros((n, substeps, first.nsensordata))
         """As each physics step computed them, that is for the state before it, [N, substeps, nsensordata]."""
-        self._controls = np.zeros((n, substeps, mujoco.mj_stateSize(first, self._spec)))
-        self.targets = self._controls[:, :, : first.nu]
+        self.controls = np.zeros((n, substeps, mujoco.mj_stateSize(first, self._spec)))
+        """All inputs of the coming control step, of which `targets` and `forces` are parts."""
+        self.targets = self.controls[:, :, : first.nu]
         """The actuators' inputs for the coming control step, [N, substeps, nu]; `step` reads them."""
         # Six numbers per body follow the actuators' inputs, force before torque, in the world frame.
         start = first.nu + 6 * TRUNK
-        self.forces = self._controls[:, :, start : start + 3]
+        self.forces = self.controls[:, :, start : start + 3]
         """On the trunk's centre of mass in the world frame, N, [N, substeps, 3]; `step` reads them."""
         self._initial = np.zeros((n, self.states.shape[2]))
         if backend == "rollout":
@@ -75,13 +76,24 @@ class Batch:
 
     def step(self) -> None:
         """One control step of `targets` and `forces`; `states` and `sensors` hold what came of it."""
+        import mujoco
+
         self._initial[:] = self.states[:, -1]
+        # MuJoCo would write of failed physics into a file in the working directory; the caller sees it in `states`.
+        handler = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(_ignore)
+        try:
+            self._advance()
+        finally:
+            mujoco.set_mju_user_warning(handler)
+
+    def _advance(self) -> None:
         if self.backend == "rollout":
             self._pool.rollout(
                 self.models,
                 self._datas,
                 self._initial,
-                self._controls,
+                self.controls,
                 control_spec=self._spec,
                 skip_checks=True,
                 nstep=self.substeps,
@@ -109,6 +121,10 @@ class Batch:
         """Ends the threads."""
         if self.backend == "rollout":
             self._pool.close()
+
+
+def _ignore(message: str) -> None:
+    pass
 
 
 def _processors() -> int:

@@ -1,12 +1,16 @@
 """What a quadruped environment is made of: commands, randomisation, noise, rewards, terrain."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from robopolicy.errors import RobopolicyError
+from robopolicy.rl.vec import EnvConfig
 from robopolicy.sim.quadruped.rewards import RewardScales
 from robopolicy.sim.quadruped.robots import CONTROL_DT, SUBSTEPS, robot
 from robopolicy.sim.quadruped.terrain import LEVELS
+
+if TYPE_CHECKING:
+    from robopolicy.sim.quadruped.env import QuadrupedEnv
 
 HEAVIEST_FORCE = 2.0
 """Times the robot's weight: above, a force throws any policy over and nothing can be learned from it."""
@@ -75,9 +79,10 @@ class NoiseConfig:
 
 
 @dataclass
-class QuadrupedConfig:
+class QuadrupedConfig(EnvConfig):
     """A batch of quadrupeds that follow velocity commands."""
 
+    kind: ClassVar[str] = "quadruped"
     robot: Literal["aliengo", "a1"] = "aliengo"
     terrain: Literal["flat", "mixed", "slope", "rough", "stairs", "blocks"] = "flat"
     level: int | None = None
@@ -100,6 +105,15 @@ class QuadrupedConfig:
     backend: Literal["rollout", "loop"] = "rollout"
     threads: int | None = None
     """Physics threads; None takes one per processor."""
+    seed: int = 0
+    """Draws the robots' differences and the terrain; what happens is drawn by the seed of `reset`."""
+
+    def make(self, n_envs: int, device: str = "cpu") -> "QuadrupedEnv":
+        from robopolicy.sim.quadruped.env import QuadrupedEnv
+
+        if device != "cpu":
+            raise RobopolicyError(f"the quadruped's physics runs on the cpu, found device {device!r}")
+        return QuadrupedEnv(self, n_envs)
 
     def check(self) -> None:
         """Raises RobopolicyError for values that make no sense."""

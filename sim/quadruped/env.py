@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.features import Control, Feature, FeatureSpec
+from robopolicy.features import ACTION, Control, Feature, FeatureSpec
 from robopolicy.rl.vec import Observations, StepResult
 from robopolicy.sim.quadruped import kinematics
 from robopolicy.sim.quadruped.batch import Batch
 from robopolicy.sim.quadruped.config import QuadrupedConfig
+from robopolicy.sim.quadruped.observation import JOINT_VELOCITY, NAMES, RATE, SEEN, VELOCITY, observation
 from robopolicy.sim.quadruped.randomise import randomise
 from robopolicy.sim.quadruped.rewards import Signals, rewards, task_maximum
-from robopolicy.sim.quadruped.robots import CONTROL_DT, JOINTS, SUBSTEPS, compiled, robot
+from robopolicy.sim.quadruped.robots import CONTROL_DT, JOINTS, SUBSTEPS, Robot, compiled, robot
 from robopolicy.sim.quadruped.terrain import FIELD, POINTS, SIDE, SPAN, Ground, next_levels
 
 ACTION_LIMIT = 100.0
@@ -29,20 +30,8 @@ CLEARANCE = 0.01
 """m between the lowest foot and the ground at the start."""
 LOST = 1e4
 """Any coordinate or speed beyond this, like one that is not a number, is failed physics."""
-SCALES = np.repeat([2.0, 2.0, 0.25, 0.25, 1.0, 1.0, 0.05, 1.0, 2.0], [1, 1, 1, 3, 3, 12, 12, 12, 3])
-"""Of command, angular velocity, gravity, joints, joint velocities, previous action, velocity."""
-SEEN = 45
-"""Numbers of the observation that a real robot has; velocity and heights follow for critic and disturber."""
 SCAN_X, SCAN_Y = np.linspace(-0.8, 0.8, 17), np.linspace(-0.5, 0.5, 11)
 """m: where the critic sees the ground's height, in the frame of the robot's heading."""
-NAMES = (
-    *("command_forward", "command_sideways", "command_yaw_rate"),
-    *(f"angular_velocity_{a}" for a in "xyz"),
-    *(f"gravity_{a}" for a in "xyz"),
-    *(f"position_{j}" for j in JOINTS),
-    *(f"velocity_{j}" for j in JOINTS),
-    *(f"previous_action_{j}" for j in JOINTS),
-)
 
 
 class QuadrupedEnv:
@@ -58,28 +47,31 @@ class QuadrupedEnv:
     wrench_dim = 3
     device = torch.device("cpu")
 
-    def __init__(self, config: QuadrupedConfig, n_envs: int, seed: int = 0) -> None:
-        """`seed` draws the robots' differences and the terrain; `reset` draws the rest. Compiles one model a robot."""
+    def __init__(self, config: QuadrupedConfig, n_envs: int) -> None:
+        """Makes one model for each robot; call `reset` next. Raises RobopolicyError for settings that cannot be."""
         import mujoco
 
         config.check()
         if n_envs < 1:
             raise RobopolicyError(f"n_envs must be at least 1, got {n_envs}")
-        self.config, self.n_envs, self.seed = config, n_envs, seed
+        self.config, self.n_envs = config, n_envs
         self.robot = robot(config.robot)
         self.max_force = self.robot.force_limit if config.max_force is None else config.max_force
         self.task_reward_max = task_maximum(config.rewards, CONTROL_DT)
         flat = config.terrain == "flat"
-        self.ground = None if flat else Ground(config.terrain, n_envs, seed)
+        self.ground = None if flat else Ground(config.terrain, n_envs, config.seed)
         self.model = compiled(self.robot, None if flat else (POINTS, FIELD, SPAN))
         models = [self.model.__copy__() for _ in range(n_envs)]
-        rng = np.random.default_rng([seed, 0x40B0])
+        rng = np.random.default_rng([config.seed, 0x40B0])
         for model in models:
             randomise(model, config.randomisation, rng)
         self.batch = Batch(models, SUBSTEPS, config.backend, config.threads)
         n = n_envs
+        self.features = _features(self.robot)
+        self.action_offset = torch.tensor(self.robot.posture, dtype=torch.float32)
+        self.action_scale = torch.full((12,), self.robot.action_scale)
         self._posture, self._everyone = self.robot.posture, np.arange(n)
-        self._rng = np.random.Generator(np.random.SFC64(seed))
+        self._rng = np.random.Generator(np.random.SFC64(0))
         self._clock = np.zeros(n, np.int64)
         self._actions = np.zeros((3, n, 12))
         """The last, the one before, the one before that."""
@@ -87,8 +79,8 @@ class QuadrupedEnv:
         self._command, self._heading = np.zeros((n, 3)), np.zeros(n)
         self._start, self._commanded = np.zeros((n, 2)), np.zeros(n)
         noise = config.noise
-        widths = [0.0, noise.rate, noise.gravity, noise.joint, noise.joint_velocity, 0.0]
-        self._noise = (2 * SCALES[:SEEN] * np.repeat(widths, [3, 3, 3, 12, 12, 12])).astype(np.float32)
+        widths = [0.0, noise.rate * RATE, noise.gravity, noise.joint, noise.joint_velocity * JOINT_VELOCITY, 0.0]
+        self._noise = 2 * np.repeat(widths, [3, 3, 3, 12, 12, 12]).astype(np.float32)
         self._policy = np.zeros((n, SEEN), np.float32)
         self._full = np.zeros((n, SEEN + 3 + (0 if flat else len(SCAN_X) * len(SCAN_Y))), np.float32)
         self._scan = np.stack(np.meshgrid(SCAN_X, SCAN_Y, indexing="ij")).reshape(2, -1)
@@ -97,24 +89,6 @@ class QuadrupedEnv:
         self._kick_steps = max(1, round(config.randomisation.kick_every_s / CONTROL_DT))
         self._mujoco = mujoco.__version__
 
-    @property
-    def action_offset(self) -> Tensor:
-        return torch.tensor(self._posture, dtype=torch.float32)
-
-    @property
-    def action_scale(self) -> Tensor:
-        return torch.full((12,), self.robot.action_scale)
-
-    @property
-    def features(self) -> FeatureSpec:
-        ranges = self.robot.joint_ranges
-        control = Control("joint", "absolute")
-        action = Feature(
-            "action", (12,), kind="action", names=JOINTS, units=("rad",) * 12, low=tuple(ranges[:, 0].tolist()),
-            high=tuple(ranges[:, 1].tolist()), control=control,
-        )  # fmt: skip
-        return FeatureSpec((Feature("observation.state", (SEEN,), names=NAMES), action), rate_hz=1 / CONTROL_DT)
-
     def fingerprint(self) -> dict[str, str]:
         return {
             "robot": self.robot.name,
@@ -122,7 +96,6 @@ class QuadrupedEnv:
             "terrain": self.config.terrain,
             "environment": _digest(repr(asdict(self.config) | {"backend": "", "threads": ""})),
             "copies": str(self.n_envs),
-            "seed": str(self.seed),
             "mujoco": self._mujoco,
         }
 
@@ -336,16 +309,17 @@ class QuadrupedEnv:
         commands = self.config.commands
         error = np.remainder(self._heading[rows] - heading + np.pi, 2 * np.pi) - np.pi
         self._command[rows, 2] = np.clip(commands.heading_gain * error, -commands.max_yaw_rate, commands.max_yaw_rate)
-        full = self._gather(rows, state, rotation)
-        seen = full[:, :SEEN].astype(np.float32)
+        seen = clean = self._seen(rows, state, rotation)
+        self._full[rows, :SEEN] = clean
+        self._full[rows, SEEN : SEEN + 3] = VELOCITY * kinematics.into_base(rotation, state[:, 20:23])
         oldest = self.config.randomisation.observation_delay
         if oldest:
             age = self._rng.integers(0, oldest + 1, len(rows))
             old = self.batch.states[rows, SUBSTEPS - 1 - age]
-            seen = self._gather(rows, old, kinematics.rotations(old[:, 4:8]))[:, :SEEN].astype(np.float32)
+            seen = self._seen(rows, old, kinematics.rotations(old[:, 4:8]))
         if self._noise.any():
-            seen += self._noise * (self._rng.random(seen.shape, np.float32) - np.float32(0.5))
-        self._policy[rows], self._full[rows, : SEEN + 3] = seen, full
+            seen = seen + self._noise * (self._rng.random(seen.shape, np.float32) - np.float32(0.5))
+        self._policy[rows] = seen
         if self.ground is not None:
             cosine, sine = np.cos(heading)[:, None], np.sin(heading)[:, None]
             x = state[:, 1:2] + cosine * self._scan[0] - sine * self._scan[1]
@@ -353,18 +327,24 @@ class QuadrupedEnv:
             heights = state[:, 3:4] - 0.5 - self.ground.under(rows, x, y)
             self._full[rows, SEEN + 3 :] = 5 * np.clip(heights, -1, 1)
 
-    def _gather(self, rows: np.ndarray, state: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-        """The scaled observation without noise, followed by the velocity, [K, 48]."""
-        result = np.empty((len(rows), SEEN + 3))
-        result[:, :3] = self._command[rows]
-        result[:, 3:6] = state[:, 23:26]
-        result[:, 6:9] = -rotation[:, 2]
-        result[:, 9:21] = state[:, 8:20] - self._posture
-        result[:, 21:33] = state[:, 26:38]
-        result[:, 33:45] = self._actions[0, rows]
-        result[:, 45:] = kinematics.into_base(rotation, state[:, 20:23])
-        result *= SCALES
-        return result
+    def _seen(self, rows: np.ndarray, state: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+        return observation(
+            self._command[rows],
+            state[:, 23:26],
+            -rotation[:, 2],
+            state[:, 8:20] - self._posture,
+            state[:, 26:38],
+            self._actions[0, rows],
+        )
+
+
+def _features(robot: Robot) -> FeatureSpec:
+    low, high = robot.joint_ranges.T.tolist()
+    action = Feature(
+        ACTION, (12,), kind="action", names=JOINTS, units=("rad",) * 12, low=tuple(low), high=tuple(high),
+        control=Control("joint", "absolute"),
+    )  # fmt: skip
+    return FeatureSpec((Feature("observation.state", (SEEN,), names=NAMES), action), rate_hz=1 / CONTROL_DT)
 
 
 def _digest(text: str) -> str:

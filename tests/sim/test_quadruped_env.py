@@ -17,7 +17,7 @@ from robopolicy.sim.quadruped.robots import CONTROL_DT, robot
 N = 4
 
 
-def make(n=N, seed=0, **overrides) -> QuadrupedEnv:
+def make(n=N, **overrides) -> QuadrupedEnv:
     """Nominal A1s that start at rest in their default posture, unless `overrides` say otherwise."""
     plain = {
         "robot": "a1",
@@ -28,8 +28,8 @@ def make(n=N, seed=0, **overrides) -> QuadrupedEnv:
         "staggered": False,
         "threads": 1,
     }
-    env = QuadrupedEnv(QuadrupedConfig(**(plain | overrides)), n, seed)
-    env.reset(seed)
+    env = QuadrupedConfig(**(plain | overrides)).make(n)
+    env.reset(0)
     return env
 
 
@@ -68,6 +68,7 @@ def test_reward_terms_by_hand() -> None:
         "foot_clearance": 4 * 0.01 * 2.0,
         "action_rate": 12.0,
         "smoothness": 12 * 4.0,
+        "alive": 1.0,
     }
     s = signals(
         1,
@@ -157,7 +158,7 @@ def test_noise_has_the_stated_width_and_spares_command_and_action() -> None:
 def test_backends_agree_with_randomisation_forces_and_delays() -> None:
     results = []
     for backend in ("rollout", "loop"):
-        env = QuadrupedEnv(QuadrupedConfig(robot="a1", backend=backend, threads=2), N, 5)
+        env = QuadrupedEnv(QuadrupedConfig(robot="a1", backend=backend, threads=2, seed=5), N)
         env.reset(6)
         generator, rewards = torch.Generator().manual_seed(7), []
         for _ in range(100):
@@ -261,7 +262,7 @@ def test_failed_physics_ends_the_episode_masked_and_counted() -> None:
 
 def test_everything_is_a_function_of_the_seed() -> None:
     def run(seed: int, model_seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
-        env = QuadrupedEnv(QuadrupedConfig(robot="a1", threads=2), N, model_seed)
+        env = QuadrupedEnv(QuadrupedConfig(robot="a1", threads=2, seed=model_seed), N)
         env.reset(seed)
         for _ in range(40):
             env.step(torch.full((N, 12), 0.3))
@@ -277,7 +278,7 @@ def test_everything_is_a_function_of_the_seed() -> None:
 @pytest.mark.parametrize("terrain", ["flat", "mixed"])
 def test_it_continues_where_it_stopped(terrain) -> None:
     def make_one() -> QuadrupedEnv:
-        return QuadrupedEnv(QuadrupedConfig(robot="a1", terrain=terrain, episode_s=0.5, threads=1), N, 0)
+        return QuadrupedEnv(QuadrupedConfig(robot="a1", terrain=terrain, episode_s=0.5, threads=1), N)
 
     generator = torch.Generator().manual_seed(0)
     moves = torch.randn(60, N, 12, generator=generator)
