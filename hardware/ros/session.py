@@ -8,7 +8,8 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
@@ -18,8 +19,6 @@ from std_srvs.srv import SetBool, Trigger
 from robopolicy.errors import RobopolicyError
 from robopolicy.hardware.ros.node import LATCHED
 
-ACTIVE = 3
-"""Of lifecycle_msgs/State."""
 PATIENCE_S = 60.0
 """Seconds until a service or a state is missed."""
 
@@ -74,7 +73,7 @@ class Session:
         """Until all `nodes` are active; a checkpoint may take its time to load."""
         for node in nodes:
             deadline = time.monotonic() + patience
-            while self._call(GetState, f"{node}/get_state", patience).current_state.id != ACTIVE:
+            while self._call(GetState, f"{node}/get_state", patience).current_state.id != State.PRIMARY_STATE_ACTIVE:
                 if time.monotonic() > deadline:
                     raise RobopolicyError(f"{node} did not become active in {patience:g} s")
                 self._pause(0.1)
@@ -85,24 +84,25 @@ class Session:
             yield self._episode(seed, patience)
 
     def _episode(self, seed: int, patience: float) -> EpisodeOutcome:
-        # Nothing moves between two episodes: the robot of the next one is somewhere else.
+        # Nothing moves and nothing is remembered between two episodes: the robot of the next one is somewhere else.
+        self._change("policy_node", Transition.TRANSITION_DEACTIVATE)
         self._enable(False)
         self._set("sim_node", "episode_seed", seed)
         self._trigger("sim/reset")
-        # The noise of the policy is that of the episode's seed, as in an evaluation.
-        self._set("policy_node", "seed", seed)
         self._trigger("gate/clear")
-        self._enable(True)
+        self._result, faults = None, dict[str, None]()
         if self._record:
             self._trigger("recorder/start")
-        self._result, faults = None, dict[str, None]()
-        self._trigger("policy/reset")
+        # The noise of the policy is that of the episode's seed, as in an evaluation.
+        self._set("policy_node", "seed", seed)
+        self._enable(True)
+        self._change("policy_node", Transition.TRANSITION_ACTIVATE)
         deadline = time.monotonic() + patience
         while self._result is None or int(_values(self._result)["episode_seed"]) != seed:
             if time.monotonic() > deadline:
                 raise RobopolicyError(f"episode {seed} did not end in {patience:g} s: {self._state()}")
-            for node, trouble in self.troubles.items():
-                raise RobopolicyError(f"episode {seed}: {node}: {trouble}")
+            if self.troubles:
+                raise RobopolicyError(f"episode {seed}: {self._troubles()}")
             faults.update(dict.fromkeys(self.faults))
             self.spin(0.1)
         if self._record:
@@ -143,12 +143,24 @@ class Session:
             self.spin(left)
 
     def _enable(self, on: bool) -> None:
-        """The gate starts to send only when it has fresh joint states, and stops only at rest: asks until it does."""
+        """The gate starts to send only when it has fresh joint states, and stops only at rest: waits until it has."""
+        answer = self._call(SetBool, "gate/enable", data=on)
+        if not answer.success:
+            raise RobopolicyError(f"gate/enable {str(on).lower()}: {answer.message}")
         deadline = time.monotonic() + PATIENCE_S
-        while not (answer := self._call(SetBool, "gate/enable", data=on)).success:
+        while self.gate is None or _values(self.gate).get("active") != str(on).lower():
             if time.monotonic() > deadline:
-                raise RobopolicyError(f"gate/enable {str(on).lower()}: {answer.message}")
-            self._pause(0.05)
+                raise RobopolicyError(f"gate/enable {str(on).lower()} has no effect: {self._state()}")
+            self.spin(0.05)
+
+    def _change(self, node: str, transition: int) -> None:
+        """A transition of a node's life cycle."""
+        request = Transition(id=transition)
+        if not self._call(ChangeState, f"{node}/change_state", transition=request).success:
+            raise RobopolicyError(f"{node} did not change its state: {self._troubles()}")
+
+    def _troubles(self) -> str:
+        return "; ".join(f"{node}: {trouble}" for node, trouble in self.troubles.items()) or "no error reported"
 
     def _trigger(self, service: str) -> None:
         answer = self._call(Trigger, service)
