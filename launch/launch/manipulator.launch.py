@@ -17,6 +17,7 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument("robot", default_value=None, choices=ROBOTS, description="the robot"),
+            DeclareLaunchArgument("checkpoint", description="folder of a checkpoint, or of a run"),
             DeclareLaunchArgument(
                 "driver",
                 default_value="ros",
@@ -25,6 +26,9 @@ def generate_launch_description():
             ),
             DeclareLaunchArgument("robot_ip", default_value="", description="its address, for driver:=direct"),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(robot_side)),
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "graph.launch.py"))),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(HERE / "graph.launch.py")),
+                launch_arguments=[(name, LaunchConfiguration(name)) for name in ("robot", "checkpoint")],
+            ),
         ]
     )

@@ -17,7 +17,11 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument("robot", default_value=None, choices=ROBOTS, description="the robot"),
+            DeclareLaunchArgument("checkpoint", description="folder of a checkpoint, or of a run"),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(robot_side)),
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "graph.launch.py"))),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(HERE / "graph.launch.py")),
+                launch_arguments=[(name, LaunchConfiguration(name)) for name in ("robot", "checkpoint")],
+            ),
         ]
     )

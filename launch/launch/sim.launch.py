@@ -17,6 +17,7 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument("robot", default_value="sim_pusht", choices=ROBOTS, description="the robot"),
+            DeclareLaunchArgument("checkpoint", description="folder of a checkpoint, or of a run"),
             DeclareLaunchArgument(
                 "mode",
                 default_value="real_time",
@@ -25,6 +26,9 @@ def generate_launch_description():
             ),
             DeclareLaunchArgument("camera_hz", default_value="0.0", description="rate of the pictures, 0 for none"),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(robot_side)),
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "graph.launch.py"))),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(HERE / "graph.launch.py")),
+                launch_arguments=[(name, LaunchConfiguration(name)) for name in ("robot", "checkpoint")],
+            ),
         ]
     )

@@ -92,20 +92,28 @@ class LaunchError(Exception):
 
 def started(path: Path, **arguments: str) -> tuple[list[Started], dict[str, str], list[Record]]:
     """Nodes, environment and the other entities of a launch with these arguments."""
-    context = dict(arguments)
+    context: dict[str, str] = {}
     found: list[Started] = []
     environment: dict[str, str] = {}
     others: list[Record] = []
 
-    def visit(file: Path) -> None:
-        for entity in description(file):
+    def visit(file: Path, given: dict[str, str]) -> None:
+        entities = description(file)
+        for entity in entities:
+            # An include has to be given what it requires, even what the including file was given itself.
+            name = entity.args[0] if entity.kind == "DeclareLaunchArgument" else ""
+            if name and entity.kwargs.get("default_value") is None and name not in given:
+                raise LaunchError(f"{file.name}: argument {name!r} is required")
+        context.update(given)
+        for entity in entities:
             condition = entity.kwargs.get("condition")
             if condition is not None and value(condition.args[0], context) not in ("true", "1"):
                 continue
             if entity.kind == "DeclareLaunchArgument":
                 _declare(entity, context)
             elif entity.kind == "IncludeLaunchDescription":
-                visit(Path(value(entity.args[0].args[0], context)))
+                passed = {k: value(v, context) for k, v in entity.kwargs.get("launch_arguments", ())}
+                visit(Path(value(entity.args[0].args[0], context)), passed)
             elif entity.kind == "SetEnvironmentVariable":
                 environment[entity.args[0]] = value(entity.args[1], context)
             elif entity.kind == "Node":
@@ -113,7 +121,7 @@ def started(path: Path, **arguments: str) -> tuple[list[Started], dict[str, str]
             else:
                 others.append(entity)
 
-    visit(path)
+    visit(path, arguments)
     return found, environment, others
 
 
@@ -137,8 +145,6 @@ def _declare(entity: Record, context: dict[str, str]) -> None:
     name, default = entity.args[0], entity.kwargs.get("default_value")
     assert entity.kwargs.get("description"), f"argument {name} has no help text"
     if name not in context:
-        if default is None:
-            raise LaunchError(f"argument {name!r} is required")
         context[name] = value(default, context)
     choices = entity.kwargs.get("choices")
     if choices and context[name] not in choices:

@@ -23,6 +23,7 @@ def generate_launch_description():
             ),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(HERE.parent / "direct_driver.launch.py")),
+                launch_arguments=[("robot", "franka_fr3"), ("robot_ip", LaunchConfiguration("robot_ip"))],
                 condition=IfCondition(EqualsSubstitution(LaunchConfiguration("driver"), "direct")),
             ),
             LogInfo(

@@ -12,5 +12,10 @@ HERE = Path(__file__).resolve().parent
 def generate_launch_description():
     """Only the simulated robot."""
     return LaunchDescription(
-        [IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE.parent / "sim_robot.launch.py")))]
+        [
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(HERE.parent / "sim_robot.launch.py")),
+                launch_arguments=[("robot", "sim_panda")],
+            )
+        ]
     )
