@@ -143,9 +143,11 @@ class Supervisor:
     def _obituary(self, one: _Running) -> str:
         one.reader.join(1.0)
         code = one.process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        if code < 0:
+            # Whatever it said last has nothing to do with that.
+            return f"{one.program.name} was killed by {signal.Signals(-code).name}"
         last = next((line for line in reversed(one.lines) if line.strip()), "")
-        return f"{one.program.name} {how}" + (f": {last}" if last else "")
+        return f"{one.program.name} ended with exit status {code}" + (f": {last}" if last else "")
 
 
 def _wait(process: "subprocess.Popen[str]", seconds: float) -> None:

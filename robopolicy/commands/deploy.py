@@ -84,11 +84,15 @@ def deploy(args: DeployArgs) -> str:
     require_rclpy()
     if args.episodes < 0:
         raise RobopolicyError(f"--episodes {args.episodes}: should not be negative")
-    for name, path in (("--contract", args.contract), ("--params", args.params)):
-        if path and Path(path).suffix in (".yaml", ".yml") and not Path(path).is_file():
-            raise RobopolicyError(f"{name} {path}: no such file")
+    if args.params is not None and not args.params.is_file():
+        raise RobopolicyError(f"--params {args.params}: no such file")
     if args.output is not None and args.output.exists():
         raise RobopolicyError(f"--output {args.output}: exists already")
+    from robopolicy.hardware.ros.policy_node import contract_file
+
+    contract = contract_file(args.contract or profile.name)
+    if not contract.is_file():
+        raise RobopolicyError(f"--contract {contract}: no such file")
     episodes = args.episodes if profile.simulated and not args.dry_run else 0
     settings = GraphSettings(
         args.robot,

@@ -84,7 +84,7 @@ def test_the_death_of_a_critical_one_is_named_with_its_last_line_and_ends_the_ot
 
 
 def test_a_killed_one_is_named_with_its_signal() -> None:
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal; print('all is well', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(ProcessDied, match=r"^gate was killed by SIGKILL$"):
         _run_until_one_dies([_program("gate", code)], Lines())
 
