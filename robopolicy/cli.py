@@ -12,11 +12,13 @@ VERBS = {
     "demo": ("demo", "record demonstrations, train, evaluate, write report and video"),
     "train": ("train", "train a policy from a named recipe"),
     "eval": ("evaluate", "score a checkpoint on seeded episodes, with intervals"),
+    "eval-locomotion": ("eval_locomotion", "a legged policy: tracking, pushes, terrains, a fresh adversary"),
     "compare": ("compare", "paired comparison of two evaluations"),
     "compose": ("compose", "one policy of several checkpoints, with or without a search for its weights"),
     "data": ("data", "describe, convert, check, replay, view, record and fetch datasets"),
     "import": ("import_checkpoint", "a checkpoint of robomimic (.pth) as one of ours"),
     "bench": ("bench", "latency of a checkpoint; bench frontier: score against latency"),
+    "export": ("export", "an actor as one ONNX or TorchScript file, scales and normaliser inside"),
     "deploy": ("deploy", "a checkpoint on a robot, real or simulated, behind the safety gate (extra ros2)"),
     "ros": ("ros", "ros env: lets `ros2 launch robopolicy` find this installation"),
     "recipes": ("recipes", "list the recipes"),
@@ -27,7 +29,7 @@ USAGE = "usage: robopolicy VERB ...\n\n{verbs}\n\nrobopolicy VERB --help tells m
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:<9}{text}" for name, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {name:<16}{text}" for name, (_, text) in VERBS.items())
     return USAGE.format(verbs=verbs, version=__version__)
 
 

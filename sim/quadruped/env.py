@@ -160,6 +160,16 @@ class QuadrupedEnv:
             torch.from_numpy(lost) if any_lost else None,
         )
 
+    @property
+    def command(self) -> np.ndarray:
+        """The present commands [N, 3]: forward and sideways m/s, yaw rate rad/s."""
+        return self._command
+
+    def velocity(self) -> np.ndarray:
+        """The trunks' present velocities in the base frame [N, 3], m/s."""
+        state = self.batch.present
+        return kinematics.into_base(kinematics.rotations(state[:, 4:8]), state[:, 20:23])
+
     def state(self) -> dict[str, Tensor]:
         arrays = {name: getattr(self, f"_{name}") for name in self._remembered}
         arrays |= {"physics": self.batch.states, "random": _random_state(self._rng)}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from robopolicy.sim.quadruped.robots import JOINTS
+from robopolicy.sim.quadruped.robots import JOINTS, Robot
 
 SEEN = 45
 NAMES = (
@@ -37,3 +37,18 @@ def observation(
     result[:, 21:33] = joint_velocities * JOINT_VELOCITY
     result[:, 33:] = action
     return result
+
+
+UNITS = (*("m/s", "m/s", "rad/s"), *("rad/s",) * 3, *("",) * 3, *("rad",) * 12, *("rad/s",) * 12, *("rad",) * 12)
+"""Of `physical` inputs."""
+
+
+def physical(robot: Robot) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Shift [45], factor [45] and names of inputs in SI units, x, of which (x - shift) * factor is the observation.
+
+    Joint angles are absolute, and in place of the previous action stands the previous target angle of every joint.
+    """
+    shift, factor = np.zeros(SEEN), np.ones(SEEN)
+    shift[9:21] = shift[33:] = robot.posture
+    factor[:3], factor[3:6], factor[21:33], factor[33:] = COMMAND, RATE, JOINT_VELOCITY, 1 / robot.action_scale
+    return shift, factor, (*NAMES[:33], *(f"previous_target_{joint}" for joint in JOINTS))
