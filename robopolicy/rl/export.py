@@ -8,6 +8,7 @@ controllers. The JSON beside the file, which is also inside it, names every numb
 
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,11 @@ def exported(policy: ActorPolicy, physical: Physical) -> Exported:
 def torchscript(module: Exported, about: dict[str, Any]) -> bytes:
     """A TorchScript archive; `about` travels in it as about.json."""
     buffer = io.BytesIO()
-    traced = torch.jit.freeze(torch.jit.trace(module, torch.zeros(1, len(module.shift))))
-    torch.jit.save(traced, buffer, _extra_files={"about.json": json.dumps(about)})
+    with warnings.catch_warnings():
+        # torch calls TorchScript deprecated; robots in C++ still read it.
+        warnings.simplefilter("ignore", FutureWarning)
+        traced = torch.jit.freeze(torch.jit.trace(module, torch.zeros(1, len(module.shift))))
+        torch.jit.save(traced, buffer, _extra_files={"about.json": json.dumps(about)})
     return buffer.getvalue()
 
 
@@ -135,7 +139,9 @@ def check(module: Exported, data: bytes, form: str, inputs: Tensor) -> float:
 
         found = ReferenceEvaluator(data).run(None, {"x": inputs.numpy()})[0]
     else:
-        found = torch.jit.load(io.BytesIO(data))(inputs).detach().numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            found = torch.jit.load(io.BytesIO(data))(inputs).detach().numpy()
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise RobopolicyError(f"the {form} file differs from the policy by {difference:.1e} of the largest output")
