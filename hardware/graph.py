@@ -91,10 +91,12 @@ def nodes(settings: GraphSettings) -> list[NodeProcess]:
 def _robot_side(settings: GraphSettings, profile: RobotProfile, common: Mapping[str, Any]) -> list[NodeProcess]:
     """The simulation, our driver, or nothing because the robot's own driver is running."""
     if profile.simulated:
-        own = {"robot": profile.name, "mode": settings.mode, "camera_hz": settings.camera_hz}
-        if settings.robot != profile.name:
-            own["profile"] = settings.robot
-        return [NodeProcess("sim_node", {**common, **own})]
+        own = {**common, "robot": profile.name}
+        changed = {"profile": settings.robot} if settings.robot != profile.name else {}
+        found = [NodeProcess("sim_node", {**own, "mode": settings.mode, **changed})]
+        if settings.camera_hz:
+            found.append(NodeProcess("camera_node", {**own, "camera_hz": settings.camera_hz}, critical=False))
+        return found
     if settings.driver == "ros":
         return []
     if profile.name not in DRIVERS:

@@ -1,6 +1,6 @@
 """Policy, safety gate and recorder, for whatever robot is there. The other launch files include this one.
 
-One down, all down: when a process ends, other than the recorder, everything ends and `ros2 launch` returns 1.
+One down, all down: when a process ends, other than recorder and cameras, everything ends and `ros2 launch` returns 1.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
+MAY_END = ("recorder_node", "camera_node")
 ARGUMENTS = {
     "robot": (None, "robot profile: a name such as ur5e, or the path of a YAML file"),
     "checkpoint": (None, "folder of a checkpoint, or of a run whose last one is taken"),
@@ -64,14 +65,14 @@ def node(executable, parameters, **options):
     )
 
 
-def all_down_unless(spared):
-    """Ends the launch with an error when any process but `spared` ends by itself; Ctrl-C ends them all anyway."""
+def all_down():
+    """Ends the launch with an error when a process that the robot needs ends by itself; Ctrl-C ends all anyway."""
 
     def ended(event, context):
-        if not context.is_shutdown:
+        if not context.is_shutdown and not event.process_name.startswith(MAY_END):
             raise RuntimeError(f"{event.process_name} ended with exit status {event.returncode}: everything ends")
 
-    return RegisterEventHandler(OnProcessExit(target_action=lambda action: action is not spared, on_exit=ended))
+    return RegisterEventHandler(OnProcessExit(on_exit=ended))
 
 
 def generate_launch_description():
@@ -98,7 +99,7 @@ def generate_launch_description():
                 EnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", default_value=str(CONFIG / "fastdds.xml")),
             ),
             # Before the processes, so that none ends unseen.
-            all_down_unless(recorder),
+            all_down(),
             recorder,
             gate,
             policy,

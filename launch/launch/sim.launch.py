@@ -24,7 +24,7 @@ def generate_launch_description():
                 choices=("real_time", "stepped"),
                 description="stepped: time advances one control period per command, with use_sim_time:=true",
             ),
-            DeclareLaunchArgument("camera_hz", default_value="0.0", description="rate of the pictures, 0 for none"),
+            DeclareLaunchArgument("camera_hz", default_value="0", description="rate of the pictures, 0 for none"),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(robot_side)),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(HERE / "graph.launch.py")),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration, NotEqualsSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
@@ -12,7 +13,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 ARGUMENTS = {
     "robot": (None, "simulated robot"),
     "mode": ("real_time", "real_time, or stepped: time advances one control period per command (use_sim_time:=true)"),
-    "camera_hz": ("0.0", "rate of the cameras' pictures, 0 for none"),
+    "camera_hz": ("0", "rate of the cameras' pictures, 0 for none"),
     "namespace": ("", "namespace of all topics and nodes"),
     "autostart": ("true", "true: the node configures and activates itself"),
     "use_sim_time": ("false", "true: the simulation publishes /clock and stamps by it"),
@@ -27,34 +28,41 @@ def typed(name, kind):
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
-def generate_launch_description():
-    """Arguments and node; graph.launch.py sees to it that its end is the end of everything."""
-    robot = Node(
+def node(executable, parameters, **options):
+    """A node of this package; the file's parameters come first, those of the arguments win."""
+    common = {
+        "robot": typed("robot", str),
+        "autostart": typed("autostart", bool),
+        "use_sim_time": typed("use_sim_time", bool),
+        "time_scale": typed("time_scale", float),
+    }
+    return Node(
         package="robopolicy",
-        executable="sim_node",
-        name="sim_node",
+        executable=executable,
+        name=executable,
         namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            ParameterFile(LaunchConfiguration("params_file")),
-            {
-                "robot": typed("robot", str),
-                "mode": typed("mode", str),
-                "camera_hz": typed("camera_hz", float),
-                "autostart": typed("autostart", bool),
-                "use_sim_time": typed("use_sim_time", bool),
-                "time_scale": typed("time_scale", float),
-            },
-        ],
+        parameters=[ParameterFile(LaunchConfiguration("params_file")), common | parameters],
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
         output="screen",
         emulate_tty=True,
         sigterm_timeout="5",
         sigkill_timeout="5",
+        **options,
     )
 
+
+def generate_launch_description():
+    """Arguments and nodes; graph.launch.py sees to it that the end of the robot is the end of everything."""
+    robot = node("sim_node", {"mode": typed("mode", str)})
+    cameras = node(
+        "camera_node",
+        {"camera_hz": typed("camera_hz", float)},
+        condition=IfCondition(NotEqualsSubstitution(LaunchConfiguration("camera_hz"), "0")),
+    )
     return LaunchDescription(
         [
             *(DeclareLaunchArgument(n, default_value=d, description=t) for n, (d, t) in ARGUMENTS.items()),
             robot,
+            cameras,
         ]
     )

@@ -54,8 +54,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     **{robot: ({}, {}) for robot in profile_names()},
     **{f"{robot} direct": ({"driver": "direct", "robot_ip": "10.0.0.1"},) * 2 for robot in DRIVERS},
     "sim_pusht stepped": (
-        {"mode": "stepped", "use_sim_time": "true", "time_scale": "4", "camera_hz": "10"},
-        {"mode": "stepped", "time_scale": 4.0, "camera_hz": 10.0},
+        {"mode": "stepped", "use_sim_time": "true", "time_scale": "4", "camera_hz": "10", "record": "bags"},
+        {"mode": "stepped", "time_scale": 4.0, "camera_hz": 10.0, "record": "bags"},
     ),
     "ur5e recorded": (
         {"record": "bags", "dry_run": "true", "device": "cuda:1", "contract": "c.yaml", "namespace": "left"},
@@ -88,14 +88,13 @@ def test_nodes_are_executables_of_this_package_that_end_in_time(case: str) -> No
     assert sum(e.kind == "RegisterEventHandler" for e in others) == 1
 
 
-def test_any_end_but_the_recorder_s_is_an_error_unless_everything_ends_anyway() -> None:
+def test_any_end_but_those_of_recorder_and_cameras_is_an_error_unless_everything_ends_anyway() -> None:
     entities = description(FOLDER / "graph.launch.py")
     (register,) = (e for e in entities if e.kind == "RegisterEventHandler")
-    handler = register.args[0].kwargs
-    processes = {e.kwargs["executable"]: e for e in entities if e.kind == "Node"}
-    assert entities.index(register) < min(entities.index(p) for p in processes.values())
-    assert {n for n, p in processes.items() if handler["target_action"](p)} == {"gate_node", "policy_node"}
-    assert handler["target_action"](object()), "the robot's side is in another file"
+    assert entities.index(register) < min(i for i, e in enumerate(entities) if e.kind == "Node")
+    (handler,) = register.args
+    assert handler.kind == "OnProcessExit"
+    assert set(handler.kwargs) == {"on_exit"}, "of all processes, those of other files too"
 
     class Event:
         process_name, returncode = "gate_node-1", -9
@@ -103,10 +102,19 @@ def test_any_end_but_the_recorder_s_is_an_error_unless_everything_ends_anyway() 
     class Context:
         is_shutdown = True
 
-    assert handler["on_exit"](Event, Context) is None
+    ended = handler.kwargs["on_exit"]
+    assert ended(Event, Context) is None
     Context.is_shutdown = False
     with pytest.raises(RuntimeError, match="gate_node-1 ended with exit status -9"):
-        handler["on_exit"](Event, Context)
+        ended(Event, Context)
+    settings = GraphSettings("sim_pusht", "run", record="bags", camera_hz=10.0)
+    for node in nodes(settings):
+        Event.process_name = f"{node.executable}-3"
+        if node.critical:
+            with pytest.raises(RuntimeError):
+                ended(Event, Context)
+        else:
+            assert ended(Event, Context) is None
 
 
 def declared(executable: str) -> Any:
