@@ -6,9 +6,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # libgl1 and libglib2.0-0 are what `import cv2` needs.
 SYSTEM_PACKAGES = libgl1 libglib2.0-0
+# What the tests of every extra need besides: compilers for packages without wheels, and headless drawing.
+TEST_PACKAGES = gcc g++ make cmake python3-dev libegl1
+TEST_EXTRAS = dev,robomimic,pybullet,onnx,kitchen
 export PYGAME_HIDE_SUPPORT_PROMPT = 1
 
-.PHONY: demo test lint install system clean
+.PHONY: demo test lint install system test-system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/robopolicy demo
@@ -26,6 +29,9 @@ install: $(VENV)/.demo
 system:
 	@PYTHON="$(PYTHON)" sh .ci/system-packages $(SYSTEM_PACKAGES)
 
+test-system:
+	@PYTHON="$(PYTHON)" sh .ci/system-packages $(SYSTEM_PACKAGES) $(TEST_PACKAGES)
+
 $(BIN)/python:
 	@$(MAKE) --no-print-directory system
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +42,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory test-system
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[$(TEST_EXTRAS)]'
 	@touch $@ $(VENV)/.demo
 
 clean:
