@@ -14,7 +14,7 @@ import numpy as np
 from robopolicy.errors import RobopolicyError
 
 Interpolation = Literal["hold", "hermite"]
-MAX_ROWS = 10_000
+MAX_ROWS = 1000
 
 
 @dataclass(frozen=True)

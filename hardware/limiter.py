@@ -196,4 +196,6 @@ class MotionLimiter:
             v = v + a * self.period
             q = q + v * self.period
             most = np.maximum(most, q)
+            if ((np.abs(v) <= 1e-12 * self._velocity) & (np.abs(a) <= self._step)).all():
+                break
         return most

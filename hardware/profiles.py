@@ -58,6 +58,8 @@ class Command:
     """Frame of Cartesian commands, which need `geometry`."""
     lead_s: float = 0.0
     """joint_trajectory: when a point is to be reached, from its sending on; 0 means one control period."""
+    gain: float = 2.0
+    """forward_velocity: share of the distance to the set-point that is made up per second."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Timeouts:
     """Without joint states for so long the gate stops the robot; older ones are refused."""
     chunk: float = 2.0
     """A chunk is followed at most so long after its observation: no robot moves blind for longer."""
+    overrun: float = 0.1
+    """Between two control periods of the gate; later ones are a fault of the gate itself."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class RobotProfile:
     timeouts: Timeouts = Timeouts()
     interpolation: Literal["hold", "hermite"] = "hermite"
     """Between the rows of a chunk: hold keeps the row of the present step, as simulated tasks do."""
+    blend_s: float = 0.0
+    """Linear cross-fade between one chunk and the next; 0 replaces at once."""
     hold: Literal["hold", "damp"] = "hold"
     """After a fault: hold the set-point, or (with gains) let the robot sink softly."""
     geometry: Geometry | None = None
@@ -158,15 +164,17 @@ class RobotProfile:
         names = [j.name for j in self.joints]
         if not names or len(set(names)) != len(names):
             raise RobopolicyError(f"{where}: joints need names that differ, found {names}")
-        for name in ("command", "observation", "chunk"):
+        for name in ("command", "observation", "chunk", "overrun"):
             _above_zero(f"{where}: timeouts.{name}", getattr(self.timeouts, name))
         for name in ("velocity", "acceleration", "jerk"):
             share = getattr(self.margins, name)
             if not 0 < share <= 1:
                 raise RobopolicyError(f"{where}: margins.{name} is a share of the limit, found {share}")
         _above_zero(f"{where}: stop_time_s", self.stop_time_s)
-        if self.margins.position < 0 or self.command.lead_s < 0:
-            raise RobopolicyError(f"{where}: margins.position and command.lead_s should not be negative")
+        if not self.blend_s >= 0:
+            raise RobopolicyError(f"{where}: blend_s should not be negative, is {self.blend_s}")
+        if self.margins.position < 0 or min(self.command.lead_s, self.command.gain) < 0:
+            raise RobopolicyError(f"{where}: margins.position, command.lead_s and .gain should not be negative")
         if self.gripper is not None and self.gripper.joint not in names:
             raise unknown(f"gripper joint in {where}:", self.gripper.joint, names)
         self._check_commands(where)
@@ -241,6 +249,7 @@ class RobotProfile:
             jump=column["jump"],
             command_timeout=self.timeouts.command,
             observation_timeout=self.timeouts.observation,
+            overrun_periods=self.timeouts.overrun * self.rate_hz,
             workspace=Workspace(np.array(box.low), np.array(box.high), forward) if box and forward else None,
         )
 

@@ -31,7 +31,10 @@ Fault = Literal[
     "overrun",
     "clock",
     "emergency_stop",
+    "internal",
 ]
+BESIDE_LIMIT = 0.01
+"""Share of its range by which a joint may be measured outside its limits when the gate starts: encoder noise."""
 PATH_POINTS = 16
 """Places along the way of braking at which the workspace is checked, besides its end."""
 
@@ -108,8 +111,22 @@ class SafetyGate:
         return self._limiter.position.copy()
 
     @property
+    def velocity(self) -> np.ndarray:
+        """Of the set-points, [n] per second."""
+        return self._limiter.velocity.copy()
+
+    @property
+    def measured(self) -> np.ndarray | None:
+        """The measured positions [n] last believed."""
+        return None if self._measured is None else self._measured.copy()
+
+    @property
     def at_rest(self) -> bool:
         return bool(self._limiter.at_rest)
+
+    def stop_path(self) -> np.ndarray:
+        """The set-points [K, n] that would follow if it braked from now on; none when at rest."""
+        return self._limiter.stop_path()
 
     def measure(self, time: float, position: np.ndarray) -> None:
         """Measured joint positions [n] of this moment."""
@@ -125,7 +142,7 @@ class SafetyGate:
             room = self.config.limits.velocity * (time - self._measured_at + 0.5 * self.config.observation_timeout)
             moved = np.abs(values - self._measured)
             if (moved > room + self.config.tracking_error).any():
-                joint = int(np.argmax(moved - room))
+                joint = int(np.argmax(moved - room - self.config.tracking_error))
                 self._fault("observation_jump", f"joint {joint} moved {moved[joint]:.3g} since the last measurement")
                 return
         self._measured, self._measured_at = values, float(time)
@@ -153,14 +170,22 @@ class SafetyGate:
         return True
 
     def activate(self, time: float) -> np.ndarray:
-        """Starts to send set-points, the first being the measured positions, which are returned."""
+        """Starts to send set-points, the first being the measured positions, which are returned.
+
+        A joint that is measured a hair outside its limits, as a closed gripper is, starts at its limit.
+        """
         if self._measured is None or time - self._measured_at > self.config.observation_timeout:
             raise RobopolicyError("the gate cannot start: no fresh joint positions")
         if self.faults:
             raise RobopolicyError(f"the gate cannot start: {self.describe()}; clear it first")
         if self.config.workspace and not self.config.workspace.holds(self._measured):
             raise RobopolicyError("the gate cannot start: the robot is outside its workspace")
-        self._limiter.start(self._measured)
+        limits, rate = self.config.limits, self.config.rate_hz
+        start = np.clip(self._measured, limits.low, limits.high)
+        # No farther than a set-point may move in one period, and than the robot may be from it.
+        beside = np.minimum(BESIDE_LIMIT * (limits.high - limits.low), limits.velocity / rate)
+        near = np.abs(start - self._measured) <= np.minimum(beside, self.config.tracking_error)
+        self._limiter.start(np.where(near, start, self._measured))
         self._target, self._target_at, self._ticked_at, self.active = None, -np.inf, float(time), True
         return self.setpoint
 
@@ -174,9 +199,18 @@ class SafetyGate:
             raise RobopolicyError("the gate cannot stop sending while the robot moves; release it first")
         self.active = False
 
+    def brake(self) -> np.ndarray:
+        """The set-point [n] of one period of braking without any watchdog: for a process that ends."""
+        self._target = None
+        return self._limiter.step(None).copy()
+
     def emergency_stop(self, reason: str = "asked for") -> None:
         """Brakes at once, from any state."""
         self._fault("emergency_stop", reason)
+
+    def report(self, fault: Fault, found: str) -> None:
+        """Latches a fault that was found outside, by whoever feeds the gate."""
+        self._fault(fault, found)
 
     def clear(self, time: float) -> None:
         """Forgets all faults; RobopolicyError while their cause may persist.
@@ -219,6 +253,8 @@ class SafetyGate:
         config, since = self.config, time - self._ticked_at
         if since < 0:
             self._fault("clock", f"went back by {-since:.3f} s")
+            # Measured at a time that is yet to come: it would look fresh for as long as the clock went back.
+            self._measured_at = -np.inf
         elif since > config.overrun_periods / config.rate_hz:
             self._fault("overrun", f"{since:.3f} s between two control periods of {1 / config.rate_hz:.3f} s")
         if time - self._measured_at > config.observation_timeout:

@@ -97,6 +97,7 @@ class RobotNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # On the steady clock: a simulation that stands still must not silence them.
         self.create_timer(1.0, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._before = {id(entity) for _, entity in self._entities()}
 
     # What a node does
 
@@ -110,7 +111,10 @@ class RobotNode(LifecycleNode):
         """Ends work."""
 
     def cleanup(self) -> None:
-        """Gives back what `configure` made; also called after a failure in the middle of it, and before the end."""
+        """Gives back what `configure` made; also called after a failure in the middle of it, and before the end.
+
+        Publishers, subscriptions, services and timers that were made since are destroyed without it.
+        """
 
     def report(self) -> tuple[bytes, str, dict[str, Any]]:
         """Level of diagnostic_msgs/DiagnosticStatus, one line, and values: published once per second."""
@@ -183,9 +187,10 @@ class RobotNode(LifecycleNode):
     # Life cycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._before = {id(entity) for _, entity in self._entities()}
         done = self._transition(self.configure, "inactive")
         if done != TransitionCallbackReturn.SUCCESS:
-            self.cleanup()
+            self._clean()
         return done
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -195,15 +200,31 @@ class RobotNode(LifecycleNode):
         return self._transition(self.deactivate, "inactive")
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self.cleanup, "unconfigured")
+        return self._transition(self._clean, "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self.state == "active":
             self.deactivate()
-        return self._transition(self.cleanup, "finalized")
+        return self._transition(self._clean, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self.cleanup, "unconfigured")
+        return self._transition(self._clean, "unconfigured")
+
+    def _clean(self) -> None:
+        self.cleanup()
+        for destroy, entity in self._entities():
+            if id(entity) not in self._before:
+                destroy(entity)
+
+    def _entities(self) -> list[tuple[Callable[[Any], Any], Any]]:
+        """What this node has made of ROS, each with what destroys it."""
+        return [
+            *((self.destroy_timer, e) for e in self.timers),
+            *((self.destroy_service, e) for e in self.services),
+            *((self.destroy_client, e) for e in self.clients),
+            *((self.destroy_subscription, e) for e in self.subscriptions),
+            *((self.destroy_publisher, e) for e in self.publishers),
+        ]
 
     def _transition(self, work: Callable[[], None], state: str) -> TransitionCallbackReturn:
         try:

@@ -109,13 +109,22 @@ class Graph:
         while (left := end - time.monotonic()) > 0:
             self.executor.spin_once(timeout_sec=left)
 
-    def until(self, holds: Callable[[], Any], what: str = "the condition", patience: float = PATIENCE) -> Any:
-        """Runs callbacks until `holds` returns something true, which is returned; fails after `patience` seconds."""
+    def until(
+        self,
+        holds: Callable[[], Any],
+        what: str = "the condition",
+        patience: float = PATIENCE,
+        describe: Callable[[], Any] = str,
+    ) -> Any:
+        """Runs callbacks until `holds` returns something true, which is returned; fails after `patience` seconds.
+
+        The failure shows what `describe` says then, and the output of all processes.
+        """
         end = time.monotonic() + patience
         while not (value := holds()):
             if time.monotonic() > end:
                 logs = "\n".join(f"--- {p.popen.args}\n{p.output[-3000:]}" for p in self.processes)
-                pytest.fail(f"{what} did not come true in {patience} s\n{logs}")
+                pytest.fail(f"{what} did not come true in {patience} s\n{describe()}\n{logs}")
             self.executor.spin_once(timeout_sec=0.02)
         return value
 

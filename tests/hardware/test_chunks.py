@@ -152,7 +152,7 @@ def test_a_chunk_replaced_before_it_was_used_is_counted() -> None:
         ([-0.1, 0.0], np.zeros((2, 2)), "start at 0 or later"),
         ([0.0, np.nan], np.zeros((2, 2)), "increase"),
         ([0.0, 0.1], np.zeros((3, 2)), "each with its time"),
-        ([], np.zeros((0, 2)), "1 to 10000 rows"),
+        ([], np.zeros((0, 2)), "1 to 1000 rows"),
         ([0.0, 0.1], np.array([[0, 0], [0, np.inf]]), "row 1 of the chunk has inf for joint 1"),
     ],
 )

@@ -184,6 +184,46 @@ def test_it_does_not_start_blind_or_stop_sending_in_motion() -> None:
         robot.gate.deactivate()
 
 
+def test_after_the_clock_went_back_old_measurements_are_not_taken_for_fresh_ones() -> None:
+    robot = Robot().run(0.2, small_steps)
+    robot.time -= 5.0
+    robot.run(0.5, measure=False)
+    assert {"clock", "observation_timeout"} <= set(robot.gate.faults)
+    with pytest.raises(RobopolicyError, match="no fresh joint positions"):
+        robot.gate.clear(robot.time)
+    robot.run(0.1)
+    robot.gate.clear(robot.time)
+    assert robot.run(0.3, small_steps).gate.faults == {}
+    assert robot.within_limits()
+
+
+def test_a_joint_measured_a_hair_outside_its_limits_starts_at_the_limit() -> None:
+    gate = SafetyGate(config())
+    gate.measure(0.0, np.array([-2.004, 2.019]))
+    np.testing.assert_array_equal(gate.activate(0.0), [-2.0, 2.0])
+    # 1 % of the range would be 0.04, but no set-point moves by more than 1 rad/s x 0.02 s.
+    gate = SafetyGate(config())
+    gate.measure(0.0, np.array([-2.004, 2.021]))
+    with pytest.raises(RobopolicyError, match=r"joint 1 starts at 2\.021, outside its limits"):
+        gate.activate(0.0)
+
+
+def test_the_joint_that_jumped_is_named_and_not_the_gripper_that_may() -> None:
+    robot = Robot(tracking_error=np.array([0.3, np.inf]))
+    robot.gate.measure(robot.time + PERIOD, robot.position + np.array([0.7, 1.5]))
+    assert robot.gate.describe().startswith("observation_jump: joint 0 moved 0.7")
+
+
+def test_braking_without_watchdogs_follows_the_way_that_was_foreseen() -> None:
+    robot = Robot().run(0.4, small_steps)
+    foreseen = robot.gate.stop_path()
+    assert len(foreseen) > 3
+    np.testing.assert_array_equal([robot.gate.brake() for _ in foreseen], foreseen)
+    assert robot.gate.at_rest
+    assert len(robot.gate.stop_path()) == 0
+    assert not robot.gate.faults
+
+
 def elbow(q: np.ndarray) -> np.ndarray:
     """The tip of a planar arm of two links of 0.5 m."""
     angle = q[0] + q[1]
