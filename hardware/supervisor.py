@@ -76,9 +76,9 @@ class Supervisor:
         for one in self._running:
             if one.process.poll() is None or one.noticed:
                 continue
-            one.noticed = True
             if one.program.critical:
                 raise ProcessDied(self._obituary(one))
+            one.noticed = True
             self._say(f"{self._obituary(one)}; the others go on")
 
     def stop(self) -> None:

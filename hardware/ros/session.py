@@ -1,5 +1,6 @@
 """A graph of nodes seen from outside: are they active, what does the gate say, episodes of a simulated robot."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ from robopolicy.hardware.ros.node import LATCHED
 
 PATIENCE_S = 60.0
 """Seconds until a service or a state is missed."""
+FINISH_S = 3.0
+"""Seconds that a robot gets to come to rest before its processes are stopped."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ class Session:
 
     def _episode(self, seed: int, patience: float) -> EpisodeOutcome:
         # Nothing moves and nothing is remembered between two episodes: the robot of the next one is somewhere else.
-        self._change("policy_node", Transition.TRANSITION_DEACTIVATE)
+        # The gate first: one that still follows would miss the policy.
         self._enable(False)
+        self._change("policy_node", Transition.TRANSITION_DEACTIVATE)
         self._set("sim_node", "episode_seed", seed)
         self._trigger("sim/reset")
         self._trigger("gate/clear")
@@ -142,12 +146,18 @@ class Session:
         while (left := end - time.monotonic()) > 0:
             self.spin(left)
 
-    def _enable(self, on: bool) -> None:
+    def finish(self) -> None:
+        """Brings the robot to rest before anything ends, so that the end of the policy is no fault of the gate."""
+        # Whatever goes wrong here, the processes are about to be stopped anyway.
+        with contextlib.suppress(RobopolicyError):
+            self._enable(False, FINISH_S)
+
+    def _enable(self, on: bool, patience: float = PATIENCE_S) -> None:
         """The gate starts to send only when it has fresh joint states, and stops only at rest: waits until it has."""
-        answer = self._call(SetBool, "gate/enable", data=on)
+        answer = self._call(SetBool, "gate/enable", patience, data=on)
         if not answer.success:
             raise RobopolicyError(f"gate/enable {str(on).lower()}: {answer.message}")
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience
         while self.gate is None or _values(self.gate).get("active") != str(on).lower():
             if time.monotonic() > deadline:
                 raise RobopolicyError(f"gate/enable {str(on).lower()} has no effect: {self._state()}")

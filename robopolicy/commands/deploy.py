@@ -140,17 +140,19 @@ def _watch(
 
     outcomes: list[EpisodeOutcome] = []
     with Session(settings.namespace, supervisor.check, record=bool(settings.record)) as session:
-        session.wait_active(executables, patience=args.episode_timeout)
-        if not episodes:
-            print(f"{settings.robot}: active; Ctrl-C ends it", file=sys.stderr)
-            _until_interrupted(session)
-        for outcome in session.episodes(range(first, first + episodes), args.episode_timeout):
-            outcomes.append(outcome)
-            mean = sum(o.score for o in outcomes) / len(outcomes)
-            bar.set_postfix_str(
-                f"score {mean:.3f}" + (f", gate: {', '.join(outcome.faults)}" if outcome.faults else "")
-            )
-            bar.update()
+        try:
+            session.wait_active(executables, patience=args.episode_timeout)
+            if not episodes:
+                print(f"{settings.robot}: active; Ctrl-C ends it", file=sys.stderr)
+                _until_interrupted(session)
+            for outcome in session.episodes(range(first, first + episodes), args.episode_timeout):
+                outcomes.append(outcome)
+                mean = sum(o.score for o in outcomes) / len(outcomes)
+                faults = f", gate: {', '.join(outcome.faults)}" if outcome.faults else ""
+                bar.set_postfix_str(f"mean score {mean:.3f}{faults}")
+                bar.update()
+        finally:
+            session.finish()
     return outcomes
 
 
