@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.time import Time
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -119,8 +120,10 @@ class PolicyNode(RobotNode):
 
     def deactivate(self) -> None:
         self._epoch += 1
-        if self._cause:
-            raise RuntimeError(self._cause)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        # What went wrong has been said; an error here leads through `cleanup` to the state `unconfigured`.
+        return TransitionCallbackReturn.ERROR if self._cause else super().on_deactivate(state)
 
     def cleanup(self) -> None:
         streams, self._streams = getattr(self, "_streams", None), None

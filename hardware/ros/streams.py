@@ -21,9 +21,11 @@ from robopolicy.datasets.resample import FeatureReader, FrameSampler, Missing, R
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
 from robopolicy.features import Feature, FeatureSpec
 from robopolicy.hardware.profiles import RobotProfile
-from robopolicy.hardware.ros.node import LATCHED, SENSOR, RobotNode
+from robopolicy.hardware.ros.node import LATCHED, RobotNode
 
 TYPE = re.compile(r"([a-z][a-z0-9_]*)/msg/([A-Z][A-Za-z0-9]*)")
+STREAM = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Deeper than the newest sample: each message may be the one of a tick, and a picture takes time to be taken in."""
 MEASURED = "joint states"
 """Name of the measured joint positions among the streams, for messages."""
 
@@ -68,13 +70,14 @@ def _feature(key: str, spec: TopicFeature, wanted: FeatureSpec) -> Feature:
     if key not in wanted:
         return Feature(key, spec.shape or (), spec.dtype or "float32", spec.kind)
     theirs = wanted[key]
+    same = spec.shape is None or spec.shape == theirs.shape
     return Feature(
         key,
-        spec.shape if spec.shape is not None else theirs.shape,
+        theirs.shape if spec.shape is None else spec.shape,
         spec.dtype or theirs.dtype,
         spec.kind,
-        spec.names or theirs.names,
-        spec.units or theirs.units,
+        spec.names or (theirs.names if same else ()),
+        spec.units or (theirs.units if same else ()),
         control=spec.control or theirs.control if spec.kind == "action" else None,
     )
 
@@ -149,7 +152,7 @@ class Streams:
             known = known or dict(self._node.get_topic_names_and_types())
             name = name or next(iter(known.get(topic, ())), "")
             periodic = not specs or any(self.contract.is_periodic(f) for f in specs)
-            if name and (quality := SENSOR if periodic else self._quality(topic)) is not None:
+            if name and (quality := STREAM if periodic else self._quality(topic)) is not None:
                 self._subscriptions[topic] = self._node.create_subscription(
                     message_class(name), topic, lambda message, topic=topic: self._take(topic, message), quality
                 )
@@ -160,7 +163,7 @@ class Streams:
         if not publishers:
             return None
         kept = all(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)
-        return LATCHED if kept else QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        return LATCHED if kept else STREAM
 
     def _take(self, topic: str, message: Any) -> None:
         now: int = self._node.get_clock().now().nanoseconds

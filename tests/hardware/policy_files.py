@@ -16,7 +16,7 @@ from robopolicy.training import checkpoint
 RATE = 50.0
 STATE = Feature("observation.state", (2,), names=("x", "y"))
 SPEED = Feature("observation.environment_state", (2,), names=("x", "y"))
-IMAGE = Feature("observation.images.top", (24, 32, 3), "uint8", "image")
+IMAGE = Feature("observation.images.top", (40, 48, 3), "uint8", "image")
 ACTION = Feature("action", (2,), kind="action", names=("x", "y"), control=Control("joint", "absolute"))
 CONTRACT = """
 rate_hz: 50
