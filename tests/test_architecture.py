@@ -38,7 +38,7 @@ ROOMS = {
     "recipes_locomotion": {"rl", "sim"},
     "sim": {"errors", "features", "rl"},  # of rl only the seam, rl.vec
     "datasets": {"errors", "features", "configs", "progress"},
-    "hardware": {"errors", "features", "configs", "datasets", "inference"},
+    "hardware": {"errors", "features", "configs", "datasets", "inference", "wire"},
 }
 ONLY_IN = {
     "rclpy": "hardware/ros/",
