@@ -128,6 +128,10 @@ class SimRobot(ABC):
         """Makes the present joint positions the targets, as a drive does that lost its commands."""
 
     @abstractmethod
+    def mirror(self, position: np.ndarray, streams: dict[str, np.ndarray]) -> None:
+        """Puts robot [n] and surroundings where the readings of another one say, to draw them; nothing moves on."""
+
+    @abstractmethod
     def fingerprint(self) -> dict[str, str]:
         """Versions of the simulator, as `Task.fingerprint`."""
 

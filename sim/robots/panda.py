@@ -110,6 +110,15 @@ class PandaRobot(SimRobot):
             self._renderer = Renderer(self._model, PICTURE[1], PICTURE[0], Quality(), {0: False, 1: True})
         return self._renderer(self._data, camera)
 
+    def mirror(self, position: np.ndarray, streams: dict[str, np.ndarray]) -> None:
+        import mujoco
+
+        data, cube = self._data, self._model.joint(self._task.env.cube.joints[0]).qposadr[0]
+        data.qpos[self._qpos] = position[:7]
+        data.qpos[self._finger_qpos] = self._finger_sign * position[7]
+        data.qpos[cube : cube + 7] = streams["object_state"][:7]
+        mujoco.mj_forward(self._model, data)
+
     def fingerprint(self) -> dict[str, str]:
         return self._task.fingerprint()
 

@@ -54,6 +54,16 @@ class PushTRobot(SimRobot):
     def _picture(self, camera: str) -> np.ndarray:
         return np.asarray(self._task.simulator.get_obs())
 
+    def mirror(self, position: np.ndarray, streams: dict[str, np.ndarray]) -> None:
+        simulator, (x, y, cos, sin) = self._task.simulator, streams["block_state"].tolist()
+        simulator.agent.position = tuple(position.tolist())
+        # Turning moves a body whose centre of gravity is off its origin, so the angle comes before the position.
+        simulator.block.angle = float(np.arctan2(sin, cos))
+        simulator.block.position = (x, y)
+        # Pictures are drawn where the shapes were last indexed.
+        for body in (simulator.agent, simulator.block):
+            simulator.space.reindex_shapes_for_body(body)
+
     def fingerprint(self) -> dict[str, str]:
         return self._task.fingerprint()
 

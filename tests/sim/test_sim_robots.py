@@ -91,6 +91,24 @@ def test_hold_stops_a_moving_robot_and_pictures_show_it() -> None:
     assert (robot.picture("camera") != start).any()
 
 
+@pytest.mark.parametrize("name", ["sim_pusht", "sim_panda"])
+def test_a_mirror_shows_the_same_picture(name: str) -> None:
+    if name == "sim_panda":
+        pytest.importorskip("robosuite", reason="extra robomimic")
+    robot, mirror = make_robot(name), make_robot(name)
+    robot.reset(3)
+    mirror.reset(8)
+    robot.command(robot.joint_state().position + 0.05)
+    robot.advance(0.5)
+    mirror.mirror(robot.joint_state().position, {stream: robot.stream(stream) for stream in robot.streams})
+    for stream in robot.streams:
+        np.testing.assert_allclose(mirror.stream(stream), robot.stream(stream), atol=1e-6)
+    if name == "sim_pusht":
+        np.testing.assert_array_equal(mirror.picture("camera"), robot.picture("camera"))
+    robot.close()
+    mirror.close()
+
+
 def test_what_is_unknown_or_no_target_is_refused() -> None:
     with pytest.raises(RobopolicyError, match="Did you mean 'sim_pusht'"):
         make_robot("sim_pushd")
