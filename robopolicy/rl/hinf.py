@@ -219,12 +219,15 @@ class Game:
             result = env.step(action, wrench)
             physics += time.perf_counter() - begin
             ended = result.terminated | result.timeout
-            buffer.put(
-                t, reward=result.reward, task_reward=result.task_reward, terminated=result.terminated, ended=ended
-            )
-            invalid = torch.zeros_like(ended) if result.invalid is None else result.invalid
-            buffer.put(t, invalid=invalid)
-            self.episodes += torch.stack([result.reward, torch.ones_like(result.reward)])
+            reward, task_reward = result.reward, result.task_reward
+            if result.invalid is not None:
+                # Whatever failed physics returned, which need not be a number.
+                reward, task_reward = (r.masked_fill(result.invalid, 0.0) for r in (reward, task_reward))
+                buffer.put(t, invalid=result.invalid)
+            else:
+                buffer["invalid"][t] = False
+            buffer.put(t, reward=reward, task_reward=task_reward, terminated=result.terminated, ended=ended)
+            self.episodes += torch.stack([reward, torch.ones_like(reward)])
             copies = ended.nonzero().squeeze(1)
             if len(copies):
                 timed_out = result.timeout[copies]
@@ -243,7 +246,7 @@ class Game:
         return found | {"force_cap": cap, "time/physics_s": physics}
 
     def _streams(self) -> Tensor:
-        """What each value head sums, [T, N, k]; nothing where the physics failed."""
+        """What each value head sums, [T, N, k]; zero where the physics failed."""
         buffer, game = self.buffer, self.game
         streams = [buffer["reward"], buffer["task_reward"]]
         if self.heads == 3:

@@ -177,7 +177,8 @@ class RLTrainer:
             _restore_optimizer(ppo, tensors, f"optim.{name}.")
             ppo.set_lr(values["lr"][name])
         game.multiplier.value = values["lambda"]
-        mine = {k: v[self.rank] for k, v in tensors.items() if k.startswith("process.")}
+        # Cloned: the state of a random generator is read from the beginning of a storage.
+        mine = {k: v[self.rank].clone() for k, v in tensors.items() if k.startswith("process.")}
         game.episodes.copy_(mine.pop("process.episodes"))
         self.env.restore({k.removeprefix("process.env."): v for k, v in mine.items()})
         self.iteration = int(values["step"])
