@@ -236,7 +236,7 @@ def mjcf(robot: Robot, heights: tuple[int, float, float] | None = None) -> str:
     {ground}
     <body name="trunk" pos="0 0 {robot.target_height}">
       <freejoint name="base"/>
-      <camera name="side" mode="trackcom" pos="0.3 -1.9 0.55" xyaxes="1 0.12 0 -0.03 0.22 1"/>
+      <camera name="side" mode="trackcom" pos="0.2 -1.25 0.3" xyaxes="1 0.12 0 -0.03 0.2 1"/>
       <geom name="trunk" class="solid" type="box" size="{_vector(half)}" mass="{robot.trunk_mass}" material="trunk"/>
       <geom class="body" type="box" size="0.03 {0.8 * half[1]:.10g} 0.02" pos="{half[0]:.10g} 0 0.02" mass="0"
         material="foot"/>
