@@ -137,7 +137,8 @@ def check(module: Exported, data: bytes, form: str, inputs: Tensor) -> float:
         _onnx()
         from onnx.reference import ReferenceEvaluator
 
-        found = ReferenceEvaluator(data).run(None, {"x": inputs.numpy()})[0]
+        outputs: Any = ReferenceEvaluator(data).run(None, {"x": inputs.numpy()})
+        found = outputs[0]
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
