@@ -304,10 +304,6 @@ class FrameSampler:
         for resampler in self._by_topic.get(topic, ()):
             resampler.add(stamp, message)
 
-    def newest(self) -> dict[str, int | None]:
-        """Stamp of the newest message of every feature."""
-        return {key: resampler.newest for key, _, _, resampler in self._entries}
-
     def settled(self, tick: int) -> bool:
         """Whether no message that comes in order can change the frame of a tick: all periodic topics have spoken at
         or after it. A running robot need not wait for `Contract.delay` then."""

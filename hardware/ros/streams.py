@@ -167,6 +167,8 @@ class Streams:
 
     def _take(self, topic: str, message: Any) -> None:
         now: int = self._node.get_clock().now().nanoseconds
+        if not now:  # Simulated time has not begun.
+            return
         header = getattr(message, "header", None)
         header = 0 if header is None else header.stamp.sec * SECOND + header.stamp.nanosec
         stamp = self.contract.message_time(header, now)
@@ -250,7 +252,9 @@ class Streams:
             self.skipped += max(latest - self._number, 0)
             self._number = max(latest, self._number)
         tick = self.contract.tick(self._start, self._number)
-        settled = sampler.settled(tick) and (self._measured.newest or 0) >= tick
+        # Stamps from the future (clocks of two machines) must not run ahead; /clock itself may lag behind stamps.
+        near = tick <= now + SECOND / self.contract.rate_hz
+        settled = near and sampler.settled(tick) and (self._measured.newest or 0) >= tick
         return tick if settled or now >= tick + self.contract.delay else None
 
     def frame(self, tick: int) -> Frame | Missing:

@@ -219,3 +219,29 @@ def test_an_offset_takes_the_command_that_answers_the_observation() -> None:
     assert not isinstance(frame, Missing)
     assert (frame["observation.state"].item(), frame["action"].item()) == (1.0, 11.0)
     assert "'action': no message yet" in str(FrameSampler(CONTRACT, readers()).missing(0))
+
+
+def test_a_frame_is_settled_when_every_periodic_topic_has_spoken_at_or_after_its_tick() -> None:
+    contract = Contract(
+        10,
+        {
+            "observation.state": TopicFeature("/a", ("data",), dtype="float64", shape=(1,)),
+            "observation.other": TopicFeature("/b", ("data",), dtype="float64", shape=(1,)),
+            "observation.goal": TopicFeature("/goal", ("data",), tolerance_s=math.inf),
+            "action": TopicFeature("/c", ("data",), kind="action", offset_s=0.02),
+        },
+    )
+    sampler = FrameSampler(contract, {}, keys=["observation.state", "observation.other", "observation.goal"])
+    tick = 100 * MS
+    assert not sampler.settled(tick)
+    sampler.add("/a", 100 * MS, None)
+    sampler.add("/b", 99 * MS, None)
+    assert not sampler.settled(tick), "a later message of /b could still be the one that holds"
+    sampler.add("/b", 105 * MS, None)
+    assert sampler.settled(tick), "goals speak only on change"
+    assert not sampler.settled(101 * MS)
+    late = FrameSampler(contract, {}, keys=["action"])
+    late.add("/c", 110 * MS, None)
+    assert not late.settled(tick), "its value is that of 120 ms"
+    late.add("/c", 120 * MS, None)
+    assert late.settled(tick)
