@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robopolicy.errors import RobopolicyError
+from robopolicy.errors import RobopolicyError, unknown
 from robopolicy.evaluation.statistics import Interval, bootstrap_mean, wilson
 from robopolicy.progress import progress_bar
 
@@ -245,6 +245,14 @@ class Protocol:
 
     def check(self, weight: float) -> None:
         """Raises RobopolicyError for what cannot be measured."""
+        from robopolicy.sim.quadruped.terrain import LEVELS, SHARES
+
+        for terrain in self.terrains:
+            if terrain not in SHARES:
+                raise unknown("terrain", terrain, SHARES)
+        for level in self.levels:
+            if not 0 <= level < LEVELS:
+                raise RobopolicyError(f"--levels {level}: terrain levels are 0 to {LEVELS - 1}")
         if self.episodes < 2:
             raise RobopolicyError(f"--episodes {self.episodes}: at least 2 are needed")
         if not 0 < self.speed <= 3:
