@@ -27,6 +27,8 @@ THREADED_PIXELS = 256 * 256
 """Frames of at least this size are decoded on several threads."""
 FORMATS = {1: "gray", 3: "rgb24"}
 """Pixel format of what is delivered, by number of channels."""
+TASKS = "/proc/self/task"
+"""Where Linux lists the threads of this process."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,22 @@ CODECS = {
 """h264 keeps full colour resolution, which drawings with thin coloured edges need; yuv420p plays everywhere."""
 
 
+@contextlib.contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """SVT-AV1, when opened by root, gives this and its own threads real-time priority, which starves the others."""
+    if not os.path.isdir(TASKS):
+        yield
+        return
+    policy, parameters, before = os.sched_getscheduler(0), os.sched_getparam(0), set(os.listdir(TASKS))
+    try:
+        yield
+    finally:
+        for thread in (0, *(int(t) for t in os.listdir(TASKS) if t not in before)):
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
 class VideoWriter:
     """Encodes frames [height, width, 3] at a constant rate into one mp4 file, on one thread."""
 
@@ -279,6 +297,8 @@ class VideoWriter:
             stream.height, stream.width = height, width
             stream.pix_fmt = self.codec.pixels
             stream.codec_context.thread_count = 1
+            with _scheduling_kept():
+                stream.codec_context.open()
             self._stream = stream
         except av.FFmpegError as error:
             raise DataError(f"{file}: cannot encode {codec} ({one_line(error)})") from error

@@ -1,3 +1,4 @@
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def test_equal_frames_give_equal_files(tmp_path: Path) -> None:
     frames = smooth_images(20, (64, 64, 3), 1.0)
     files = [write(tmp_path / f"{n}.mp4", frames) for n in range(3)]
     assert len({file.read_bytes() for file in files}) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are listed by Linux only")
+def test_an_encoder_leaves_the_scheduling_as_it_is(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "video.mp4", (64, 64, 3), 10, "av1")
+    writer.add(np.zeros((3, 64, 64, 3), np.uint8))
+    threads = {int(t): os.sched_getscheduler(int(t)) for t in os.listdir("/proc/self/task")}
+    writer.close()
+    assert set(threads.values()) == {os.SCHED_OTHER}
 
 
 def test_sizes_and_codecs_that_do_not_work(tmp_path: Path) -> None:
