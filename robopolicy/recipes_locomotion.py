@@ -66,15 +66,15 @@ def _flat(robot: Robot, method: Method) -> RLConfig:
     # beyond the 0.5 m/s that are evaluated: where standing still pays almost as much, walking is learned late.
     commands = CommandConfig(forward=(0.0, 1.0), sideways=(-0.3, 0.3), heading=(-0.8, 0.8))
     return RLConfig(
-        QuadrupedConfig(robot=robot, commands=commands, rewards=RewardScales(alive=1.0)),
+        QuadrupedConfig(robot=robot, commands=commands, rewards=RewardScales(alive=1.0, air_time=2.0)),
         # Rewards are of order 0.01 a step; values are learned much faster when they are of order 1 to 10.
         PPOConfig(reward_scale=10.0, value_clip=0.0, entropy_coef=0.0),
         game=game(method, GameConfig()),
         # Little noise: with a deviation of 1 the robot learned to travel by shaking, and its mean action stood still.
         actor=NetConfig(initial_std=0.5),
         n_envs=128,
-        rollout_steps=24,
-        iterations=1600,
+        rollout_steps=48,
+        iterations=800,
         threads=1,
     )
 

@@ -25,7 +25,7 @@ from robopolicy.sim.quadruped.terrain import FIELD, POINTS, SIDE, SPAN, Ground, 
 
 ACTION_LIMIT = 100.0
 CONTACT = 1.0
-"""N on the trunk that end an episode."""
+"""N that count as touching the ground; on the trunk they end an episode."""
 CLEARANCE = 0.01
 """m between the lowest foot and the ground at the start."""
 LOST = 1e4
@@ -77,6 +77,8 @@ class QuadrupedEnv:
         """The last, the one before, the one before that."""
         self._target = np.tile(self._posture, (n, 1))
         self._command, self._heading = np.zeros((n, 3)), np.zeros(n)
+        self._airborne = np.zeros((n, 4))
+        """Seconds since each foot last touched the ground."""
         self._start, self._commanded = np.zeros((n, 2)), np.zeros(n)
         noise = config.noise
         widths = [0.0, noise.rate * RATE, noise.gravity, noise.joint, noise.joint_velocity * JOINT_VELOCITY, 0.0]
@@ -191,7 +193,18 @@ class QuadrupedEnv:
             for i in range(self.n_envs):
                 self._lay(i)
 
-    _remembered = ("clock", "actions", "target", "command", "heading", "start", "commanded", "policy", "full")
+    _remembered = (
+        "clock",
+        "actions",
+        "target",
+        "command",
+        "heading",
+        "start",
+        "commanded",
+        "airborne",
+        "policy",
+        "full",
+    )
 
     def close(self) -> None:
         self.batch.close()
@@ -226,6 +239,9 @@ class QuadrupedEnv:
         # The trunk's rotation moves the feet sideways as well.
         x_speed = motion[0] + rate[:, 1:2] * position[2] - rate[:, 2:3] * position[1]
         y_speed = motion[1] + rate[:, 2:3] * position[0] - rate[:, 0:1] * position[2]
+        touching = self.batch.sensors[:, :, 1:5].max(axis=1) > CONTACT
+        landed_after = np.where(touching, self._airborne, 0.0)
+        self._airborne = np.where(touching, 0.0, self._airborne + CONTROL_DT)
         signals = Signals(
             command=self._command,
             velocity=velocity,
@@ -239,6 +255,7 @@ class QuadrupedEnv:
             foot_height=position[2],
             foot_speed=np.sqrt(x_speed**2 + y_speed**2),
             nominal_foot_height=self.robot.lifted_foot,
+            landed_after=landed_after,
             action=self._actions[0],
             action_before=self._actions[1],
             action_twice_before=self._actions[2],
@@ -299,7 +316,7 @@ class QuadrupedEnv:
             lowest = lowest + self.ground.under(rows, states[:, 1:2] + position[0], states[:, 2:3] + position[1])
         states[:, 3] = lowest.max(axis=1) + self.robot.foot_radius + CLEARANCE
         self.batch.place(rows, states)
-        self._clock[rows], self._commanded[rows] = 0, 0
+        self._clock[rows], self._commanded[rows], self._airborne[rows] = 0, 0, 0
         self._actions[:, rows], self._target[rows] = 0, self._posture
         self._start[rows] = states[:, 1:3]
         self._draw_commands(rows)

@@ -1,7 +1,7 @@
 """Reward terms: pure functions of one step's signals, each scaled by a number of the configuration.
 
-Weights and forms are those of the reference locomotion code, but for `alive`. Every weight counts per second: a step
-pays weight * dt * term. The sum is not clipped at zero, and falls are not fined; a fall costs what the rest of the
+Weights and forms are those of the reference locomotion code, but for the last two. Every weight counts per second: a
+step pays weight * dt * term. The sum is not clipped at zero, and falls are not fined; a fall costs what the rest of the
 episode would have paid.
 """
 
@@ -12,6 +12,9 @@ import numpy as np
 
 TRACKING_WIDTH = 0.25
 """(m/s)^2 and (rad/s)^2: the squared error at which a tracking term falls to 1/e."""
+
+SHORTEST_SWING, LONGEST_SWING = 0.1, 0.4
+"""s: a foot that lands sooner is fined for trembling; staying up longer is not paid any more."""
 
 
 @dataclass(slots=True)
@@ -41,6 +44,8 @@ class Signals:
     """Horizontal in the base frame, relative to the trunk's velocity, m/s, [N, 4]."""
     nominal_foot_height: float
     """What a lifted foot should reach, along the base frame's z axis, m."""
+    landed_after: np.ndarray
+    """Seconds in the air of the feet that touched down in this step, 0 for the others, [N, 4]."""
     action: np.ndarray
     action_before: np.ndarray
     action_twice_before: np.ndarray
@@ -64,6 +69,8 @@ class RewardScales:
     smoothness: float = -0.01
     alive: float = 0.0
     """Not published. Without it the first, clumsy steps cost more than they earn, and a small batch learns to fall."""
+    air_time: float = 0.0
+    """Not in the table either, but usual: without it a small batch is slow to find that feet may leave the ground."""
 
 
 def _squares(values: np.ndarray) -> np.ndarray:
@@ -128,6 +135,12 @@ def smoothness(s: Signals) -> np.ndarray:
 def alive(s: Signals) -> np.ndarray:
     """1."""
     return np.ones(len(s.height))
+
+
+def air_time(s: Signals) -> np.ndarray:
+    """Sum over the feet that touch down of their seconds in the air less 0.1, at most 0.3, when asked to move."""
+    steps = np.where(s.landed_after > 0, np.minimum(s.landed_after, LONGEST_SWING) - SHORTEST_SWING, 0).sum(axis=1)
+    return steps * (np.abs(s.command[:, :2]).max(axis=1) > 0)
 
 
 Term = Callable[[Signals], np.ndarray]

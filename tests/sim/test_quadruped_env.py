@@ -50,6 +50,7 @@ def signals(n=3, **changes) -> Signals:
     zero = {f.name: np.zeros((n, 12)) for f in dataclasses.fields(Signals)}
     zero |= {name: np.zeros((n, 3)) for name in ("command", "velocity", "rate", "gravity")}
     zero |= {"foot_height": np.zeros((n, 4)), "foot_speed": np.zeros((n, 4)), "height": np.zeros(n)}
+    zero["landed_after"] = np.zeros((n, 4))
     zero |= {"target_height": 0.3, "nominal_foot_height": -0.2}
     return Signals(**(zero | changes))
 
@@ -69,6 +70,7 @@ def test_reward_terms_by_hand() -> None:
         "action_rate": 12.0,
         "smoothness": 12 * 4.0,
         "alive": 1.0,
+        "air_time": (0.05 - 0.1) + (0.2 - 0.1) + (0.4 - 0.1),
     }
     s = signals(
         1,
@@ -82,6 +84,7 @@ def test_reward_terms_by_hand() -> None:
         torque=3 * one,
         foot_height=np.full((1, 4), -0.1),
         foot_speed=np.full((1, 4), 2.0),
+        landed_after=np.array([[0.0, 0.05, 0.2, 0.7]]),
         action=2 * one,
         action_before=one,
         action_twice_before=2 * one,
@@ -201,6 +204,25 @@ def test_forces_turn_with_the_robot() -> None:
     once.step(torch.zeros(N, 12), force)
     x, y = 30 * np.cos(angle) - 10 * np.sin(angle), 30 * np.sin(angle) + 10 * np.cos(angle)
     np.testing.assert_allclose(once.batch.forces, np.broadcast_to([x, y, -5], (N, 4, 3)), atol=1e-5)
+
+
+def test_air_time_counts_from_lifting_to_landing() -> None:
+    env = make(1, rewards=RewardScales(**{name: 0.0 for name in TERMS} | {"air_time": 1.0}))
+    state = env.batch.present.copy()
+    height = 0.25
+    state[:, 3] += height
+    env.batch.place(np.arange(1), state)
+    env._command[:] = 0.5
+    paid = []
+    for _ in range(25):
+        paid.append(env.step(torch.zeros(1, 12)).reward.item() / CONTROL_DT)
+        env._command[:] = 0.5
+    landing = int(np.flatnonzero(paid)[0])
+    fall = np.sqrt(2 * (height + 0.01) / 9.81)
+    assert landing * CONTROL_DT == pytest.approx(fall, abs=0.04)
+    per_foot = landing * CONTROL_DT - 0.1
+    assert paid[landing] / per_foot == pytest.approx(round(paid[landing] / per_foot), abs=1e-4)
+    assert 1 <= round(paid[landing] / per_foot) <= 4
 
 
 def test_a_fall_is_not_a_time_out() -> None:
