@@ -1,8 +1,8 @@
 """Reward terms: pure functions of one step's signals, each scaled by a number of the configuration.
 
 Weights and forms are those of the reference locomotion code, but for the last two. Every weight counts per second: a
-step pays weight * dt * term. The sum is not clipped at zero, and falls are not fined; a fall costs what the rest of the
-episode would have paid.
+step pays weight * dt * term. The sum is not clipped at zero, and falls are not fined; a fall costs what the rest of
+the episode would have paid.
 """
 
 from collections.abc import Callable
