@@ -92,9 +92,10 @@ def run(method: str, seed: int, folder: Path) -> None:
     config = LOCOMOTION[f"pointmass-{method}"].make()
     config.seed = seed
     out = folder / f"{method}_{seed}"
-    if not checkpoint.steps_saved(out / "checkpoints"):
-        out.mkdir(parents=True, exist_ok=True)
-        RLTrainer(config, out).run()
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = RLTrainer(config, out)
+    if trainer.resume() < config.iterations:
+        trainer.run()
     policy: Any = checkpoint.load(out)[0]
 
     @torch.no_grad()
