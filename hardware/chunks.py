@@ -15,6 +15,8 @@ from robopolicy.errors import RobopolicyError
 
 Interpolation = Literal["hold", "hermite"]
 MAX_ROWS = 1000
+STAMP_TOLERANCE = 0.02
+"""s: one stamp, carried over from another clock twice, comes out so differently at worst."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,10 @@ class ChunkExecutor:
             return self._refuse("future", f"an observation of {chunk.stamp - now:.3f} s from now")
         if now - chunk.stamp > self.max_age_s:
             return self._refuse("stale", f"an observation of {now - chunk.stamp:.3f} s ago, at most {self.max_age_s}")
-        if known and chunk.stamp < self._stamp:
+        if known and chunk.stamp < self._stamp - STAMP_TOLERANCE:
             return self._refuse("older", f"an observation {self._stamp - chunk.stamp:.3f} s before the last one")
-        self._session, self._number, self._stamp, self._heard = chunk.session, chunk.number, chunk.stamp, now
+        latest = max(self._stamp, chunk.stamp) if known else chunk.stamp
+        self._session, self._number, self._stamp, self._heard = chunk.session, chunk.number, latest, now
         if self._end(chunk) <= now:
             return self._refuse("late", f"its last row was for {now - self._end(chunk):.3f} s ago")
         self._take(now, chunk)

@@ -1,5 +1,4 @@
-"""Tests of several processes are tried again: other work on the machine may starve one of them past its time limits,
-and gloo now and then aborts a process that has finished its work."""
+"""Tests of a whole graph of processes are tried again: other work may starve one of them past its time limits."""
 
 from typing import Any
 
@@ -10,7 +9,7 @@ TRIES = 3
 
 
 def pytest_runtest_protocol(item: Any, nextitem: Any) -> bool | None:
-    if not ("graph" in getattr(item, "fixturenames", ()) or "two_processes" in item.name):
+    if "graph" not in getattr(item, "fixturenames", ()):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for left in reversed(range(TRIES)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.hardware.chunks import Chunk, ChunkExecutor
+from robopolicy.hardware.chunks import STAMP_TOLERANCE, Chunk, ChunkExecutor
 
 SMOOTH = np.array([True, False])
 
@@ -114,6 +114,15 @@ def test_what_is_refused_is_counted_and_changes_nothing(offered: Chunk, now: flo
     assert e.refusal == reason
     assert e.counts[reason.partition(":")[0]] == 1
     assert joint(e, 1.15) == 2
+
+
+def test_a_stamp_that_comes_out_a_little_earlier_the_second_time_is_the_same_observation() -> None:
+    e = executor()
+    assert e.offer(1.0, chunk(5, 1.0, np.arange(1, 11)))
+    assert e.offer(1.01, chunk(6, 1.0 - 0.9 * STAMP_TOLERANCE, np.arange(11, 21)))
+    assert not e.offer(1.01, chunk(7, 1.0 - 1.1 * STAMP_TOLERANCE, np.arange(1, 11)))
+    assert e.counts["older"] == 1
+    assert joint(e, 1.01) == 11
 
 
 def test_a_restarted_policy_is_followed_after_a_silence_or_a_reset() -> None:

@@ -141,7 +141,9 @@ def _command(config: TrainConfig, folder: Path, launcher: list[str]) -> list[str
         "from robopolicy.configs import from_dict; from robopolicy.training.config import TrainConfig; "
         "from robopolicy.commands.train import start; "
         f"start(from_dict(TrainConfig, json.loads({json.dumps(json.dumps(to_dict(config)))})), "
-        f"Path({str(folder)!r}), 'test')"
+        f"Path({str(folder)!r}), 'test'); "
+        # Like the command line: gloo's threads may abort an interpreter that is taken down.
+        "import os; os._exit(0)"
     )
     script = folder.parent / f"{folder.name}.py"
     script.write_text(code)
