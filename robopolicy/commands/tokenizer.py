@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> None:
         raise RobopolicyError(f"{args.checkpoint}: {type(policy).__name__} has no tokenizer, CARP has one")
     name = str(args.checkpoint)
     batch = held_out_windows(args.data, policy, about["task"], [about["provenance"]], [name], args.windows)
-    report = measure(policy, batch["action"], name)
+    report = measure(policy, batch, name)
     write_folder(output, {"tokenizer.json": report.to_json().encode(), "tokenizer.png": report.picture()})
     print(report.table())
     print(f"picture: {output / 'tokenizer.png'}")

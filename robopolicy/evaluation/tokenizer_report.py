@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from robopolicy.policies.base import Batch
 from robopolicy.policies.carp import CarpPolicy
 
 FORMAT, VERSION = "robopolicy-tokenizer", 1
@@ -106,12 +106,12 @@ class TokenizerReport:
 
 
 @torch.inference_mode()
-def measure(policy: CarpPolicy, actions: Tensor, checkpoint: str) -> TokenizerReport:
-    """Encodes and decodes action windows [N, H, D_a] in the action's units."""
+def measure(policy: CarpPolicy, batch: Batch, checkpoint: str) -> TokenizerReport:
+    """Encodes and decodes the actions [N, H, D_a] of windows, in their units."""
+    actions = batch["action"]
     tokenizer, feature = policy.tokenizer, policy.features.action
-    normalised = policy.normalizer.normalize("action", actions)
-    ids, totals, _ = tokenizer.quantise(tokenizer.latent(normalised))
-    decoded = torch.stack([policy.normalizer.unnormalize("action", tokenizer.decode(t)) for t in totals])
+    ids, totals, _ = tokenizer.quantise(tokenizer.latent(policy.scale(actions, batch)))
+    decoded = torch.stack([policy.unscale(tokenizer.decode(t), batch) for t in totals])
     flat = [i.flatten(1) for i in ids]
     used = [[len(torch.unique(row)) for row in i] for i in [*flat, torch.cat(flat, dim=1)]]
     example = int((actions.diff(dim=1).abs() / actions.std(dim=(0, 1)).clamp(min=1e-6)).sum(dim=(1, 2)).argmax())

@@ -25,6 +25,7 @@ from robopolicy.nn.vision import VisionConfig
 from robopolicy.nn.vq import MultiScaleTokenizer, TokenizerConfig
 from robopolicy.policies.base import Batch, Metrics, Policy, PolicyConfig, Stage
 
+STATE = "observation.state"
 TASK_DIM = 3
 """Size of the task embedding of a multi-task policy."""
 
@@ -42,6 +43,12 @@ class CarpConfig(PolicyConfig):
     """1 takes the most likely token; above, one of the k most likely is drawn."""
     tasks: int = 0
     """Number of instructions of a multi-task policy, which then reads `task_index`; 0 reads none."""
+    anchor: tuple[int, ...] = ()
+    """Dimensions of observation.state, one for each of the action and in its unit, from whose newest values chunks are
+    measured; empty codes actions as they are, as published. A chunk that starts where the robot is takes fewer codes
+    and is right to fewer pixels; only for actions that are absolute positions."""
+    anchor_range: float = 0.3
+    """Distance from the anchor, in normalised actions, that the tokenizer sees as 1."""
     vision: VisionConfig = field(default_factory=VisionConfig)
 
 
@@ -62,6 +69,7 @@ class CarpPolicy(Policy):
             cond_dim += TASK_DIM
         if config.top_k < 1 or config.top_k > config.tokenizer.codes:
             raise RobopolicyError(f"policy.top_k {config.top_k} should be within 1..{config.tokenizer.codes}")
+        _check_anchor(config, features)
         self.tokenizer = MultiScaleTokenizer(self.action_dim, config.horizon, config.tokenizer)
         self.network = ScaleTransformer(
             config.tokenizer.scales,
@@ -93,7 +101,7 @@ class CarpPolicy(Policy):
         return features
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        actions = self.normalizer.normalize("action", batch["action"])
+        actions = self.scale(batch["action"], batch)
         if self.stage == 0:
             # In fp32 as published: cosine matching between nearly equal codes does not survive bf16.
             with torch.autocast(actions.device.type, enabled=False):
@@ -105,6 +113,24 @@ class CarpPolicy(Policy):
         target = torch.cat([i.flatten(1) for i in ids], dim=1)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
         return loss, {"token_accuracy": (logits.argmax(-1) == target).float().mean()}
+
+    def scale(self, actions: Tensor, observation: Batch) -> Tensor:
+        """Actions [B, H, D_a] as the tokenizer sees them: normalised, from the anchor on."""
+        normalised = self.normalizer.normalize("action", actions)
+        if not self.config.anchor:
+            return normalised
+        return (normalised - self._anchor(observation)) / self.config.anchor_range
+
+    def unscale(self, chunk: Tensor, observation: Batch) -> Tensor:
+        """The inverse of `scale`."""
+        if self.config.anchor:
+            chunk = chunk * self.config.anchor_range + self._anchor(observation)
+        return self.normalizer.unnormalize("action", chunk)
+
+    def _anchor(self, observation: Batch) -> Tensor:
+        """Where chunks are measured from, in normalised actions [B, 1, D_a]."""
+        newest = observation[STATE][:, self.config.n_obs_steps - 1, list(self.config.anchor)]
+        return self.normalizer.normalize("action", newest).unsqueeze(1)
 
     def predict(self, observation: Batch, generator: Generators) -> Tensor:
         return self.predict_ids(observation, generator)[0]
@@ -124,7 +150,7 @@ class CarpPolicy(Policy):
             if k + 1 < len(tokenizer.scales):
                 inputs = tokenizer.next_input(k + 1, total)
         assert total is not None
-        return self.normalizer.unnormalize("action", tokenizer.decode(total)), ids
+        return self.unscale(tokenizer.decode(total), observation), ids
 
     def _pick(self, logits: Tensor, generator: Generators) -> Tensor:
         if self.config.top_k == 1:
@@ -150,3 +176,22 @@ class CarpPolicy(Policy):
         parts = [logits, self.tokenizer.decode(total), latent, self.tokenizer.codebook]
         parts.append(self.normalizer.unnormalize("action", chunk))
         return torch.cat([p.float().flatten() for p in parts])
+
+
+def _check_anchor(config: CarpConfig, features: FeatureSpec) -> None:
+    if not config.anchor:
+        return
+    action, dims = features.action, config.anchor
+    state = next((f for f in features if f.key == STATE), None)
+    size = state.shape[0] if state is not None else 0
+    if len(dims) != action.shape[0] or not all(0 <= d < size for d in dims):
+        raise RobopolicyError(
+            f"policy.anchor {list(dims)}: expected {action.shape[0]} dimensions of {STATE}, one for each of the "
+            f"action, each within 0..{size - 1}" + ("" if size else f"; the features have no {STATE}")
+        )
+    if state is not None and state.units and action.units:
+        units = tuple(state.units[d] for d in dims)
+        if units != action.units:
+            raise RobopolicyError(f"policy.anchor {list(dims)}: the state is in {units}, actions in {action.units}")
+    if not config.anchor_range > 0:
+        raise RobopolicyError(f"policy.anchor_range should be above 0, got {config.anchor_range}")

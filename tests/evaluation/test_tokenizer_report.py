@@ -32,7 +32,7 @@ def make() -> CarpPolicy:
 def test_errors_are_in_pixels_and_codes_are_counted() -> None:
     policy = make()
     actions = 100 + 300 * torch.rand(64, 16, 2, generator=torch.Generator().manual_seed(1))
-    report = measure(policy, actions, "c")
+    report = measure(policy, {"action": actions}, "c")
     ids = policy.tokenizer.encode(policy.normalizer.normalize("action", actions))
     with torch.inference_mode():
         total = None
@@ -52,7 +52,7 @@ def test_errors_are_in_pixels_and_codes_are_counted() -> None:
 
 def test_a_dimension_that_never_moves_is_no_division_by_zero() -> None:
     actions = torch.full((8, 16, 2), 256.0)
-    report = measure(make(), actions, "c")
+    report = measure(make(), {"action": actions}, "c")
     assert np.isfinite(report.rmse).all()
     assert report.picture().startswith(b"\x89PNG")
 

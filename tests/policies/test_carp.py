@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,3 +252,32 @@ def test_settings_that_cannot_work_are_refused() -> None:
         make(replace(CONFIG, top_k=65))
     with pytest.raises(RobopolicyError, match=r"tokenizer.steps 100 should be within 1..99"):
         make(replace(CONFIG, tokenizer=TokenizerConfig(steps=100))).stages(100)
+
+
+def test_an_anchored_chunk_is_measured_from_the_newest_state() -> None:
+    policy = make(replace(CONFIG, anchor=(1, 0), anchor_range=0.5))
+    observation = {"observation.state": torch.tensor([[[9.0, 9.0], [0.1, 0.3]]])}
+    actions = torch.tensor([0.4, 0.2]).expand(1, 16, 2)
+    scaled = policy.scale(actions, observation)
+    # Dimension 0 of the action from dimension 1 of the newest state: (0.4 - 0.3) / 0.5; and (0.2 - 0.1) / 0.5.
+    assert torch.allclose(scaled, torch.tensor([0.2, 0.2]))
+    assert torch.allclose(policy.unscale(scaled, observation), actions)
+    with torch.inference_mode():
+        chunk, ids = policy.predict_ids(observation, torch.Generator())
+        total = None
+        for k, i in enumerate(ids):
+            total = policy.tokenizer.accumulate(k, i, total)
+        assert torch.allclose(chunk, 0.5 * policy.tokenizer.decode(total) + torch.tensor([0.3, 0.1]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"anchor": (0,)}, r"anchor \[0\]: expected 2 dimensions of observation.state"),
+        ({"anchor": (0, 2)}, r"each within 0\.\.1"),
+        ({"anchor": (0, 1), "anchor_range": 0.0}, "anchor_range should be above 0, got 0"),
+    ],
+)
+def test_anchors_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RobopolicyError, match=message):
+        make(replace(CONFIG, **change))
