@@ -250,7 +250,8 @@ class SimNode(RobotNode):
         if sorted(names) != sorted(self._robot.joints) or not message.points:
             self._counts["refused"] += 1
             return
-        row = message.points[-1].positions
+        # What follows the set-point is the way of braking, for the case that no further message comes.
+        row = message.points[0].positions
         order = [names.index(joint) for joint in self._robot.joints]
         self._command(np.array([row[i] for i in order if i < len(row)], np.float64))
 

@@ -17,7 +17,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robopolicy.hardware.profiles import FOLDER
 from robopolicy.hardware.ros.node import COMMAND, LATCHED
 from robopolicy.sim.pusht import ENVIRONMENT, PushTState
 from robopolicy.sim.robots import make_robot
@@ -93,6 +95,26 @@ def test_stepped_it_is_the_task_to_the_last_bit(graph: Graph, command: Any) -> N
         np.testing.assert_array_equal(states[-1].position, task.agent_position)
         np.testing.assert_array_equal(states[-1].velocity, task.agent_velocity)
         graph.until(partial(shows, time, observation[ENVIRONMENT]), "the block")
+
+
+def test_of_a_trajectory_it_follows_the_set_point_not_the_way_of_braking(graph: Graph) -> None:
+    text = (FOLDER / "sim_pusht.yaml").read_text()
+    profile = graph.folder / "sim_pusht.yaml"
+    profile.write_text(text.replace("adapter: forward_position", "adapter: joint_trajectory"))
+    graph.start(SIM, mode="stepped", use_sim_time=True, episode_seed=11, profile=str(profile))
+    task = PushTState()
+    task.reset(seed=11)
+    states = graph.collect(JointState, "joint_states")
+    publisher = graph.node.create_publisher(JointTrajectory, "command", COMMAND)
+    graph.until(lambda: states and publisher.get_subscription_count(), "the robot")
+    target = np.array([300.0, 200.0])
+    points = [JointTrajectoryPoint(positions=(target + k).tolist()) for k in (0.0, 50.0, 100.0)]
+    for _ in range(5):
+        before = nanoseconds(states[-1].header.stamp)
+        publisher.publish(JointTrajectory(joint_names=["x", "y"], points=points))
+        graph.until(lambda before=before: nanoseconds(states[-1].header.stamp) > before, "the next state")
+    task.step(target)
+    np.testing.assert_array_equal(states[-1].position, task.agent_position)
 
 
 def test_an_episode_in_scaled_time_ends_with_its_result(graph: Graph, command: Any) -> None:
