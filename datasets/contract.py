@@ -72,6 +72,22 @@ class TopicFeature:
     without it: two periods."""
     offset_s: float = 0.0
     """The value is taken this much after the tick; for a command that is published in answer to the observation."""
+    absent: tuple[float, ...] = ()
+    """What holds where no message is near enough, a velocity of zero for instance: silence is then no fault, and no
+    frame is missing. It needs `type`."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A feature of the checkpoint that no topic has: it is computed from features of the contract.
+
+    See `robopolicy.hardware.assembly` for what a function needs.
+    """
+
+    feature: str = "observation.state"
+    function: Literal["quadruped"] = "quadruped"
+    robot: str = ""
+    """Whose default posture and scales it takes."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,7 @@ class Contract:
     """The frame of a tick is decided this long after the tick; messages that arrive later cannot change it."""
     max_clock_offset_s: float = 5.0
     """A header stamp further than this from the time of arrival is not believed; the time of arrival is used."""
+    assemble: Assembly | None = None
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "latency_s", "max_clock_offset_s"):
@@ -140,6 +157,8 @@ class Contract:
                 raise RobopolicyError(f"episode.{name}: {getattr(self.episode, name)} should not be negative")
         for key, feature in self.features.items():
             _check_feature(key, feature)
+        if self.assemble is not None and self.assemble.feature in self.features:
+            raise RobopolicyError(f"{self.assemble.feature} has a topic and is assembled; expected one of both")
 
     def tick(self, start: int, number: int) -> int:
         """Stamp of a tick in nanoseconds; exact for every number, however irrational the period."""
@@ -151,7 +170,7 @@ class Contract:
 
     def is_periodic(self, feature: TopicFeature) -> bool:
         """Whether silence of the feature's topic is a fault."""
-        return math.isfinite(self.tolerance(feature))
+        return math.isfinite(self.tolerance(feature)) and not feature.absent
 
     @property
     def delay(self) -> int:
@@ -231,6 +250,8 @@ def _check_feature(key: str, feature: TopicFeature) -> None:
         raise unknown(f"dtype in features.{key}:", feature.dtype, DTYPES)
     if feature.resample == "interpolate" and (feature.kind == "image" or feature.dtype[:1] in ("i", "u", "b")):
         raise RobopolicyError(f"features.{key}: only floating-point values are interpolated; use hold or nearest")
+    if feature.absent and (not feature.type or feature.kind in ("image", "action")):
+        raise RobopolicyError(f"features.{key}: absent needs the type of the topic, and is neither image nor action")
     if feature.control is not None and feature.kind != "action":
         raise RobopolicyError(f"features.{key}: only actions have a control mode")
 

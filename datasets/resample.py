@@ -152,6 +152,8 @@ class FeatureReader:
         self._spec = spec
         self.is_image = spec.kind == "image" or (not spec.field and messages.is_image(first))
         self._channels = spec.shape[-1] if self.is_image and spec.shape else None
+        self.absent: np.ndarray | None = None
+        """What holds where there is no message; None: nothing does."""
         self.fields = spec.field or (() if self.is_image else _default_fields(first))
         self._steps = [messages.parse_selector(text) for text in self.fields]
         self.is_pinned = False
@@ -178,6 +180,8 @@ class FeatureReader:
             spec.control,
         )
         self.finish(value.array)
+        if spec.absent:
+            self.absent = self.finish(np.array(spec.absent, np.float64))
 
     def _value(self, message: Any) -> messages.Value:
         try:
@@ -278,12 +282,15 @@ class FrameSampler:
         self._readers = readers
         self._decode = decode
         self._by_topic: dict[str, list[Resampler]] = {}
+        self._optional: set[str] = set()
         self._entries: list[tuple[str, str, int, Resampler]] = []
         for key, spec in contract.features.items():
             if keys is not None and key not in keys:
                 continue
             quaternions = readers[key].quaternions if key in readers else ()
             resampler = Resampler(spec.resample, contract.tolerance(spec), quaternions)
+            if spec.absent:
+                self._optional.add(key)
             self._entries.append((key, spec.topic, round(spec.offset_s * SECOND), resampler))
         if contract.task is not None and contract.task.topic and (keys is None or TASK_INDEX in keys):
             self._entries.append((TASK_INDEX, contract.task.topic, 0, Resampler()))
@@ -308,8 +315,8 @@ class FrameSampler:
         """Whether no message that comes in order can change the frame of a tick: all periodic topics have spoken at
         or after it. A running robot need not wait for `Contract.delay` then."""
         return all(
-            math.isinf(r.tolerance) or (r.newest is not None and r.newest >= tick + offset)
-            for _, _, offset, r in self._entries
+            math.isinf(r.tolerance) or key in self._optional or (r.newest is not None and r.newest >= tick + offset)
+            for key, _, offset, r in self._entries
         )
 
     def _choices(self, tick: int) -> dict[str, Choice | Missing]:
@@ -317,18 +324,22 @@ class FrameSampler:
 
     def missing(self, tick: int) -> str | None:
         """Why there is no frame at a tick; None when there is one."""
-        found = [f"{key!r}: {c.reason}" for key, c in self._choices(tick).items() if isinstance(c, Missing)]
-        return "; ".join(found) or None
+        return self._lacking(self._choices(tick)) or None
+
+    def _lacking(self, choices: dict[str, Choice | Missing]) -> str:
+        found = {key: c.reason for key, c in choices.items() if isinstance(c, Missing) and key not in self._optional}
+        return "; ".join(f"{key!r}: {reason}" for key, reason in found.items())
 
     def at(self, tick: int) -> dict[str, Any] | Missing:
         """The frame at a tick: arrays in the shapes and dtypes of the features, and the instruction as text."""
         choices = self._choices(tick)
-        lacking = [f"{key!r}: {c.reason}" for key, c in choices.items() if isinstance(c, Missing)]
-        if lacking:
-            return Missing("; ".join(lacking))
+        if lacking := self._lacking(choices):
+            return Missing(lacking)
         return {key: self._make(key, topic, choices[key], resampler) for key, topic, _, resampler in self._entries}
 
     def _make(self, key: str, topic: str, choice: Any, resampler: Resampler) -> Any:
+        if isinstance(choice, Missing):
+            return self._readers[key].absent
         known = self._last.get(key)
         if known is not None and known[0].first is choice.first and choice.second is None is known[0].second:
             return known[1]

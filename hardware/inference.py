@@ -66,6 +66,7 @@ class Inference:
 
         from robopolicy.datasets.contract import read_contract
         from robopolicy.hardware.actions import ActionMapper, load_arm
+        from robopolicy.hardware.assembly import QuadrupedState, trained_on
         from robopolicy.hardware.profiles import load_profile
         from robopolicy.inference.runner import PolicyRunner
         from robopolicy.training import checkpoint
@@ -79,6 +80,10 @@ class Inference:
         arm = load_arm(Path(settings.arm)) if settings.arm else None
         self._rate = features.rate_hz or contract.rate_hz
         self._mapper = ActionMapper(features.action, profile, self._rate, contract, arm)
+        self._assembly: QuadrupedState | None = None
+        if contract.assemble is not None:
+            self._assembly = QuadrupedState(contract.assemble, features, trained_on(about))
+            features = self._assembly.features
         self._options: dict[str, Any] = {
             "strategy": settings.strategy,
             "n_action_steps": settings.n_action_steps or None,
@@ -118,6 +123,8 @@ class Inference:
         """A new episode: history and chunks are forgotten, noise starts from the seed given."""
         self._runner.reset(seeds=[int(arrays["seed"])])
         self._start = None
+        if self._assembly is not None:
+            self._assembly.reset()
 
     def frame(self, arrays: Arrays, ask: bool) -> Arrays | None:
         """Takes the observation of one tick; joint targets for it and the following steps when a chunk was made."""
@@ -125,13 +132,18 @@ class Inference:
         self._start = tick if self._start is None else self._start
         runner.latency_steps = min(int(arrays["latency_steps"]), runner.max_latency_steps)
         measured = arrays["measured"]
-        observation = {k.removeprefix("observation/"): v[None] for k, v in arrays.items() if k.startswith("observ")}
+        observation = {k.removeprefix("observation/"): v for k, v in arrays.items() if k.startswith("observ")}
         begin = time.perf_counter()
+        if self._assembly is not None:
+            observation = self._assembly(observation)
         hold = self._mapper.hold(measured)[None]
-        runner.step(observation, time=(tick - self._start) * 1e-9, hold=hold, ask=ask)
+        batch = {k: v[None] for k, v in observation.items()}
+        runner.step(batch, time=(tick - self._start) * 1e-9, hold=hold, ask=ask)
+        actions = runner.plan()
+        if self._assembly is not None and len(actions):
+            self._assembly.acted(actions[0])
         if not runner.asked:
             return None
-        actions = runner.plan()
         spent = time.perf_counter() - begin
         targets = self._mapper.targets(actions, measured)
         return {

@@ -10,14 +10,14 @@ from typing import Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Time as Stamp
-from geometry_msgs.msg import Point, PoseStamped, Quaternion, TwistStamped, Vector3
+from geometry_msgs.msg import Point, PoseStamped, Quaternion, TwistStamped
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robopolicy.hardware.geometry import RobotGeometry, quaternion, rotation_vector
 from robopolicy.hardware.profiles import Command, RobotProfile
-from robopolicy.hardware.ros.messages import array_message, duration, gains_message
+from robopolicy.hardware.ros.messages import array_message, duration, gains_message, vector
 from robopolicy.hardware.ros.node import COMMAND
 
 STOP_POINTS = 6
@@ -146,8 +146,8 @@ class TwistAdapter:
         next_place, next_matrix = self._geometry.pose(setpoint.position + setpoint.velocity * self._period)
         message = TwistStamped()
         message.header.stamp, message.header.frame_id = setpoint.stamp, self._frame
-        message.twist.linear = _vector((next_place - place) / self._period)
-        message.twist.angular = _vector(rotation_vector(next_matrix @ matrix.T) / self._period)
+        message.twist.linear = vector((next_place - place) / self._period)
+        message.twist.angular = vector(rotation_vector(next_matrix @ matrix.T) / self._period)
         self._publisher.publish(message)
 
 
@@ -199,7 +199,3 @@ def _adapter(node: Node, profile: RobotProfile, command: Command, joints: np.nda
     if command.adapter == "pose":
         return PoseAdapter(node, command, geometry)
     return TwistAdapter(node, command, geometry, period)
-
-
-def _vector(values: np.ndarray) -> Vector3:
-    return Vector3(x=float(values[0]), y=float(values[1]), z=float(values[2]))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from builtin_interfaces.msg import Duration
 from builtin_interfaces.msg import Time as Stamp
-from sensor_msgs.msg import JointState
+from geometry_msgs.msg import Quaternion, Twist, Vector3
+from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -117,6 +118,30 @@ def gains_message(q: np.ndarray, dq: np.ndarray, tau: np.ndarray, kp: np.ndarray
         MultiArrayDimension(label=",".join(GAIN_COLUMNS), size=len(GAIN_COLUMNS), stride=len(GAIN_COLUMNS)),
     ]
     return message
+
+
+def imu_message(
+    stamp: Stamp, frame: str, orientation: np.ndarray, angular_velocity: np.ndarray, linear_acceleration: np.ndarray
+) -> Imu:
+    """Orientation wxyz, which ROS has as xyzw; rad/s and m/s^2 in the frame of the IMU; covariances unknown."""
+    message = Imu()
+    message.header.stamp, message.header.frame_id = stamp, frame
+    w, x, y, z = map(float, orientation)
+    message.orientation = Quaternion(x=x, y=y, z=z, w=w)
+    message.angular_velocity = vector(angular_velocity)
+    message.linear_acceleration = vector(linear_acceleration)
+    return message
+
+
+def twist_message(velocity: np.ndarray) -> Twist:
+    """Of a velocity [3]: forward and sideways m/s, yaw rate rad/s."""
+    forward, sideways, yaw_rate = map(float, velocity)
+    return Twist(linear=Vector3(x=forward, y=sideways), angular=Vector3(z=yaw_rate))
+
+
+def vector(values: np.ndarray) -> Vector3:
+    """[3]"""
+    return Vector3(x=float(values[0]), y=float(values[1]), z=float(values[2]))
 
 
 def gains_content(message: Float64MultiArray, n: int) -> np.ndarray:

@@ -22,6 +22,8 @@ from robopolicy.hardware.ros.node import LATCHED
 
 PATIENCE_S = 60.0
 """Seconds until a service or a state is missed."""
+COMMON = ("episode_seed", "score", "success", "steps")
+"""Values of every result."""
 FINISH_S = 3.0
 """Seconds that a robot gets to come to rest before its processes are stopped."""
 
@@ -34,6 +36,8 @@ class EpisodeOutcome:
     score: float
     success: bool
     steps: int
+    details: dict[str, float] = field(default_factory=dict)
+    """What else the robot measured, by name and unit."""
     faults: tuple[str, ...] = field(default=())
     """What the gate latched meanwhile."""
 
@@ -112,9 +116,9 @@ class Session:
         if self._record:
             self._trigger("recorder/stop")
         values = _values(self._result)
-        return EpisodeOutcome(
-            seed, float(values["score"]), values["success"] == "true", int(values["steps"]), tuple(faults)
-        )
+        score, success, steps = float(values["score"]), values["success"] == "true", int(values["steps"])
+        details = {name: float(value) for name, value in values.items() if name not in COMMON}
+        return EpisodeOutcome(seed, score, success, steps, details, tuple(faults))
 
     @property
     def faults(self) -> list[str]:

@@ -3,9 +3,11 @@
     python -m robopolicy.hardware.ros.sim_node --ros-args -p robot:=sim_pusht
 
 Publishes `joint_states`, one Float64MultiArray per stream of the robot, `<camera>/image_raw`, `sim/result` at the end
-of each episode, and `/clock` under use_sim_time. Takes the commands of the robot's profile, and `sim/reset`, which
-starts the episode of the parameter episode_seed. Mode `real_time` follows the steady clock times time_scale; mode
-`stepped` advances one control period per command. The parameters from delay_s on make the sensors fail, at any time.
+of each episode, and `/clock` under use_sim_time. Legged robots also publish `imu`, and `cmd_vel` for as long as
+nobody else does: the operator who is part of the episode. Takes the commands of the robot's profile, and `sim/reset`,
+which starts the episode of the parameter episode_seed. Mode `real_time` follows the steady clock times time_scale;
+mode `stepped` advances one control period per command. The parameters from delay_s on make the sensors fail, at any
+time.
 """
 
 import sys
@@ -18,21 +20,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from builtin_interfaces.msg import Time as Stamp
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Twist
 from rclpy.executors import Executor
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import Image, Imu, JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from robopolicy.errors import RobopolicyError
 from robopolicy.hardware.profiles import RobotProfile, load_profile
+from robopolicy.hardware.ros.messages import gains_content, imu_message, twist_message
 from robopolicy.hardware.ros.node import COMMAND, LATCHED, SENSOR, NodeParameters, RobotNode, option, run
 from robopolicy.hardware.sim_faults import Faults, Outbox
 
 if TYPE_CHECKING:
-    from robopolicy.sim.robots import SimRobot
+    from robopolicy.sim.robots import LeggedRobot, SimRobot
 
 BEHIND_S = 0.25
 """Wall seconds by which a simulation may be late and still catch up; after more it goes on from where it is."""
@@ -69,7 +73,7 @@ class SimNode(RobotNode):
     NAME = "sim_node"
 
     def configure(self) -> None:
-        from robopolicy.sim.robots import make_robot
+        from robopolicy.sim.robots import LeggedRobot, make_robot
 
         p: SimParameters = self.parameters
         self._simulated_clock = bool(self.get_parameter("use_sim_time").value)
@@ -78,6 +82,7 @@ class SimNode(RobotNode):
         self._profile = load_profile(p.profile or p.robot)
         self._robot: SimRobot | None = make_robot(p.robot)
         robot = self._robot
+        self._legged: LeggedRobot | None = robot if isinstance(robot, LeggedRobot) else None
         _check(self._profile, robot)
         self._period = 1.0 / (self._profile.rate_hz if p.mode == "stepped" else p.state_hz)
         self._deadman = p.deadman_s or self._profile.timeouts.command
@@ -99,6 +104,10 @@ class SimNode(RobotNode):
     def _make_topics(self) -> None:
         robot, command = self._robot, self._profile.command
         assert robot is not None
+        if self._legged is not None:
+            self._imu = self.create_publisher(Imu, "imu", SENSOR)
+            self._operator = self.create_publisher(Twist, "cmd_vel", COMMAND)
+            self._others = self.create_subscription(Twist, "cmd_vel", self._on_velocity, COMMAND)
         self._states = self.create_publisher(JointState, self._profile.joint_states, SENSOR)
         self._streams = {s: self.create_publisher(Float64MultiArray, s, SENSOR) for s in robot.streams}
         self._cameras = {
@@ -107,7 +116,9 @@ class SimNode(RobotNode):
         }
         self._result = self.create_publisher(DiagnosticStatus, "sim/result", LATCHED)
         self._time_topic = self.create_publisher(ClockMessage, "/clock", 1) if self._simulated_clock else None
-        if command.adapter == "joint_trajectory":
+        if command.adapter == "joint_gains":
+            self._commands = self.create_subscription(Float64MultiArray, command.topic, self._on_gains, COMMAND)
+        elif command.adapter == "joint_trajectory":
             self._commands = self.create_subscription(JointTrajectory, command.topic, self._on_trajectory, COMMAND)
         else:
             self._commands = self.create_subscription(Float64MultiArray, command.topic, self._on_positions, COMMAND)
@@ -127,6 +138,10 @@ class SimNode(RobotNode):
             if self._time_topic is not None:
                 self.destroy_publisher(self._time_topic)
             self.destroy_subscription(self._commands)
+            if self._legged is not None:
+                self.destroy_publisher(self._imu)
+                self.destroy_publisher(self._operator)
+                self.destroy_subscription(self._others)
             self.destroy_service(self._reset)
 
     # Time
@@ -202,6 +217,11 @@ class SimNode(RobotNode):
             self._frozen_stamp = stamp
         stamp = self._frozen_stamp or stamp
         self._outbox.release(self._elapsed)
+        if self._legged is not None:
+            self._ask(self._legged)
+            reading = self._legged.imu()
+            said = (reading.orientation, reading.angular_velocity, reading.linear_acceleration)
+            self._send("imu", self._imu, imu_message(stamp, "imu", *said), faults)
         self._send(self._profile.joint_states, self._states, self._joints(stamp, faults), faults)
         for name, publisher in self._streams.items():
             self._send(name, publisher, _numbers(robot.stream(name), robot.streams[name]), faults)
@@ -211,6 +231,13 @@ class SimNode(RobotNode):
                 if not faults.freeze_camera:
                     self._pictures[camera] = robot.picture(camera)
                 self._send(camera, publisher, picture_message(self._pictures[camera], stamp, camera), faults)
+
+    def _ask(self, robot: "LeggedRobot") -> None:
+        """The operator of the episode speaks unless somebody else publishes velocities."""
+        if self.count_publishers("cmd_vel") > 1:
+            return
+        robot.ask(None)
+        self._operator.publish(twist_message(robot.asked()))
 
     def _send(self, topic: str, publisher: Any, message: Any, faults: Faults) -> None:
         self._outbox.put(self._elapsed, topic, publisher.publish, message, faults)
@@ -224,6 +251,8 @@ class SimNode(RobotNode):
         if faults.nan:
             position = np.full_like(position, np.nan)
         message = JointState(name=list(reading.names), position=position.tolist(), velocity=reading.velocity.tolist())
+        if reading.effort is not None:
+            message.effort = reading.effort.tolist()
         message.header.stamp = stamp
         return message
 
@@ -236,6 +265,7 @@ class SimNode(RobotNode):
             "score": f"{result.score:.17g}",
             "success": result.success,
             "steps": result.steps,
+            **{name: f"{value:.9g}" for name, value in result.details.items()},
         }
         self._result.publish(self.status(DiagnosticStatus.OK, "episode over", values))
 
@@ -243,6 +273,24 @@ class SimNode(RobotNode):
 
     def _on_positions(self, message: Float64MultiArray) -> None:
         self._command(np.array(message.data, np.float64))
+
+    def _on_gains(self, message: Float64MultiArray) -> None:
+        robot = self._legged
+        assert robot is not None
+        try:
+            q, dq, tau, kp, kd = gains_content(message, len(robot.joints)).T
+            if dq.any() or tau.any():
+                raise RobopolicyError("velocities and torques of a command are not simulated")
+            robot.gains(kp, kd)
+        except RobopolicyError:
+            self._counts["refused"] += 1
+            return
+        self._command(q)
+
+    def _on_velocity(self, message: Twist) -> None:
+        # Its own words come back to it; they say what the robot knows.
+        if self._legged is not None and self.count_publishers("cmd_vel") > 1:
+            self._legged.ask(np.array([message.linear.x, message.linear.y, message.angular.z]))
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         assert self._robot is not None
@@ -305,10 +353,10 @@ def _check(profile: RobotProfile, robot: "SimRobot") -> None:
         raise RobopolicyError(
             f"profile {profile.name} has joints {', '.join(profile.names)}; {robot.name} has {', '.join(robot.joints)}"
         )
-    taken = ("forward_position", "joint_trajectory")
-    if profile.command.adapter not in taken:
+    if profile.command.adapter not in robot.takes:
+        takes = ", ".join(robot.takes)
         raise RobopolicyError(
-            f"profile {profile.name} sends {profile.command.adapter} commands; {robot.name} takes {', '.join(taken)}"
+            f"profile {profile.name} sends {profile.command.adapter} commands; {robot.name} takes {takes}"
         )
     if profile.gripper is not None and profile.gripper.command is not None:
         raise RobopolicyError(

@@ -120,7 +120,11 @@ class Streams:
 
     def restart(self) -> None:
         """Forgets all messages: the next frames are made of what comes from now on."""
-        self._readers: dict[str, FeatureReader] = {}
+        self._readers: dict[str, FeatureReader] = {
+            key: FeatureReader(key, spec, message_class(spec.type)())
+            for key, spec in self.contract.features.items()
+            if spec.absent
+        }
         self._first: dict[str, tuple[int, Any]] = {}
         self._sampler: FrameSampler | None = None
         self._measured = Resampler("hold", max(self._profile.timeouts.observation, 1 / self.contract.rate_hz) * SECOND)
@@ -151,7 +155,7 @@ class Streams:
                 name = name or "sensor_msgs/msg/JointState"
             known = known or dict(self._node.get_topic_names_and_types())
             name = name or next(iter(known.get(topic, ())), "")
-            periodic = not specs or any(self.contract.is_periodic(f) for f in specs)
+            periodic = not specs or any(math.isfinite(self.contract.tolerance(f)) for f in specs)
             if name and (quality := STREAM if periodic else self._quality(topic)) is not None:
                 self._subscriptions[topic] = self._node.create_subscription(
                     message_class(name), topic, lambda message, topic=topic: self._take(topic, message), quality
@@ -233,7 +237,8 @@ class Streams:
         """Topics without which there is no first frame yet."""
         if self._sampler is not None:
             return []
-        lacking = [t for t in self._topics if t not in self._first]
+        needed = {f.topic for key, f in self.contract.features.items() if key not in self._readers}
+        lacking = [t for t, topic in self._topics.items() if topic in needed]
         if self._joints not in lacking and not self._joints_known.all():
             unknown = [n for n, known in zip(self._profile.names, self._joints_known, strict=True) if not known]
             lacking.append(f"{self._joints} (no position of {', '.join(unknown)})")

@@ -8,7 +8,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 HERE = Path(__file__).resolve().parent
-ROBOTS = ("unitree_go2", "unitree_a1")
+ROBOTS = ("unitree_go2", "unitree_a1", "sim_a1")
 
 
 def generate_launch_description():

@@ -8,7 +8,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 HERE = Path(__file__).resolve().parent
-ROBOTS = ("sim_pusht", "sim_panda")
+ROBOTS = ("sim_pusht", "sim_panda", "sim_a1")
 
 
 def generate_launch_description():

@@ -175,9 +175,12 @@ def summary(robot: str, outcomes: "list[EpisodeOutcome]") -> str:
     score = bootstrap_mean([o.score for o in outcomes])
     success = wilson(sum(o.success for o in outcomes), len(outcomes))
     faults = sum(bool(o.faults) for o in outcomes)
+    names = dict.fromkeys(name for o in outcomes for name in o.details)
+    means = {n: bootstrap_mean([o.details[n] for o in outcomes if n in o.details]) for n in names}
+    details = "".join(f", {name} {mean}" for name, mean in means.items())
     seeds = f"seeds {outcomes[0].seed}..{outcomes[-1].seed}"
     ends = f"{len(outcomes)} episodes, {seeds}, {faults} with faults of the gate"
-    return f"{robot}: score {score}, success {success}, {ends}"
+    return f"{robot}: score {score}, success {success}{details}, {ends}"
 
 
 def require_rclpy() -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from robopolicy.errors import RobopolicyError
 from robopolicy.sim.quadruped import kinematics
 from robopolicy.sim.quadruped.config import QuadrupedConfig
-from robopolicy.sim.quadruped.env import ACTION_LIMIT, CLEARANCE, CONTACT
+from robopolicy.sim.quadruped.env import ACTION_LIMIT
 from robopolicy.sim.quadruped.observation import observation
-from robopolicy.sim.quadruped.robots import JOINTS, PHYSICS_DT, ROTOR_INERTIA, SUBSTEPS, robot
+from robopolicy.sim.quadruped.robots import CLEARANCE, CONTACT, JOINTS, PHYSICS_DT, ROTOR_INERTIA, SUBSTEPS, robot
 from robopolicy.sim.quadruped.urdf import urdf
 
 STEPS = 5

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from robopolicy.errors import RobopolicyError
 from robopolicy.rl.vec import EnvConfig
 from robopolicy.sim.quadruped.rewards import RewardScales
-from robopolicy.sim.quadruped.robots import CONTROL_DT, SUBSTEPS, robot
+from robopolicy.sim.quadruped.robots import CONTROL_DT, MIN_UPRIGHT, SUBSTEPS, robot
 from robopolicy.sim.quadruped.terrain import LEVELS
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class QuadrupedConfig(EnvConfig):
     """Factors on the default angles at the start of an episode."""
     velocity_spread: float = 0.5
     """m/s and rad/s: largest components of the trunk's velocity at the start."""
-    min_upright: float = 0.4
+    min_upright: float = MIN_UPRIGHT
     """Cosine of the trunk's tilt below which the robot has fallen; it also has when the trunk touches the ground."""
     staggered: bool = True
     """The first episodes end at random times, so that the robots' clocks differ."""

@@ -20,14 +20,10 @@ from robopolicy.sim.quadruped.config import QuadrupedConfig
 from robopolicy.sim.quadruped.observation import JOINT_VELOCITY, NAMES, RATE, SEEN, VELOCITY, observation
 from robopolicy.sim.quadruped.randomise import randomise
 from robopolicy.sim.quadruped.rewards import Signals, rewards, task_maximum
-from robopolicy.sim.quadruped.robots import CONTROL_DT, JOINTS, SUBSTEPS, Robot, compiled, robot
+from robopolicy.sim.quadruped.robots import CLEARANCE, CONTACT, CONTROL_DT, JOINTS, SUBSTEPS, Robot, compiled, robot
 from robopolicy.sim.quadruped.terrain import FIELD, POINTS, SIDE, SPAN, Ground, next_levels
 
 ACTION_LIMIT = 100.0
-CONTACT = 1.0
-"""N that count as touching the ground; on the trunk they end an episode."""
-CLEARANCE = 0.01
-"""m between the lowest foot and the ground at the start."""
 LOST = 1e4
 """Any coordinate or speed beyond this, like one that is not a number, is failed physics."""
 SCAN_X, SCAN_Y = np.linspace(-0.8, 0.8, 17), np.linspace(-0.5, 0.5, 11)

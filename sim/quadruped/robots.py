@@ -25,6 +25,12 @@ SUBSTEPS = 4
 CONTROL_DT = PHYSICS_DT * SUBSTEPS
 ROTOR_INERTIA = 0.01
 """kg m^2 at the joint, of the geared motor."""
+CONTACT = 1.0
+"""N that count as touching the ground; on the trunk they end an episode."""
+MIN_UPRIGHT = 0.4
+"""Cosine of the trunk's tilt below which a robot has fallen."""
+CLEARANCE = 0.01
+"""m between the lowest foot and the ground at the start."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ somebody asks, and does not wait. `make_robot` makes one by name.
 """
 
 from robopolicy.errors import unknown
-from robopolicy.sim.robots.base import EpisodeResult, JointReading, SimRobot
+from robopolicy.sim.robots.base import EpisodeResult, ImuReading, JointReading, LeggedRobot, SimRobot
 
-ROBOTS = ("sim_pusht", "sim_panda")
+ROBOTS = ("sim_pusht", "sim_panda", "sim_a1")
 
 
 def make_robot(name: str) -> SimRobot:
@@ -20,7 +20,11 @@ def make_robot(name: str) -> SimRobot:
         from robopolicy.sim.robots.panda import PandaRobot
 
         return PandaRobot()
+    if name == "sim_a1":
+        from robopolicy.sim.robots.a1 import A1Robot
+
+        return A1Robot()
     raise unknown("simulated robot", name, ROBOTS)
 
 
-__all__ = ["ROBOTS", "EpisodeResult", "JointReading", "SimRobot", "make_robot"]
+__all__ = ["ROBOTS", "EpisodeResult", "ImuReading", "JointReading", "LeggedRobot", "SimRobot", "make_robot"]

@@ -1,7 +1,7 @@
 """What every simulated robot is: joints that follow targets, streams, cameras, and an episode that is scored."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,20 @@ class JointReading:
     names: tuple[str, ...]
     position: np.ndarray
     velocity: np.ndarray
+    effort: np.ndarray | None = None
+    """Nm or N, of robots that measure it."""
+
+
+@dataclass(frozen=True)
+class ImuReading:
+    """What an inertial measurement unit says."""
+
+    orientation: np.ndarray
+    """Quaternion wxyz that turns coordinates of the body into those of the world."""
+    angular_velocity: np.ndarray
+    """[3] in the body's frame, rad/s."""
+    linear_acceleration: np.ndarray
+    """[3] in the body's frame, m/s^2, with the reaction to gravity: (0, 0, 9.81) at rest."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class EpisodeResult:
     success: bool
     steps: int
     """Control steps of the task."""
+    details: dict[str, float] = field(default_factory=dict)
+    """What else was measured, by name and unit."""
 
 
 class SimRobot(ABC):
@@ -51,6 +67,8 @@ class SimRobot(ABC):
     """Physics steps in one control step of the task."""
     max_steps: ClassVar[int]
     """Control steps of the longest episode."""
+    takes: ClassVar[tuple[str, ...]] = ("forward_position", "joint_trajectory")
+    """Kinds of commands, as robot profiles call them."""
 
     def __init__(self) -> None:
         self.seed: int | None = None
@@ -77,8 +95,8 @@ class SimRobot(ABC):
         values = np.asarray(target, np.float64)
         if values.shape != (len(self.joints),) or not np.isfinite(values).all():
             raise RobopolicyError(f"{self.name}: expected {len(self.joints)} finite joint targets, found {target!r}")
+        self._begun = self._begun or self._begins(values)
         self._follow(values)
-        self._begun = True
 
     def advance(self, seconds: float) -> int:
         """Lets time pass; returns the physics steps made. What is no whole step is made up for later."""
@@ -97,6 +115,10 @@ class SimRobot(ABC):
                     self._judge()
         self.time += steps * self.step_s
         return steps
+
+    def _begins(self, target: np.ndarray) -> bool:
+        """Whether the episode, not begun yet, begins with this target."""
+        return True
 
     def _judge(self) -> None:
         """After every control step of the task, as its evaluation does."""
@@ -157,3 +179,25 @@ class SimRobot(ABC):
 
     @abstractmethod
     def _picture(self, camera: str) -> np.ndarray: ...
+
+
+class LeggedRobot(SimRobot):
+    """A robot that walks as fast as somebody asks it to: by default an operator who is part of the episode."""
+
+    takes: ClassVar[tuple[str, ...]] = ("joint_gains",)
+
+    @abstractmethod
+    def gains(self, kp: np.ndarray, kd: np.ndarray) -> None:
+        """Gains [n] of the joints' controllers from now on, Nm/rad and Nm s/rad."""
+
+    @abstractmethod
+    def imu(self) -> ImuReading:
+        """What the trunk's IMU says now."""
+
+    @abstractmethod
+    def asked(self) -> np.ndarray:
+        """The velocity [3] that is asked for now: forward and sideways, m/s, and yaw rate, rad/s."""
+
+    @abstractmethod
+    def ask(self, velocity: np.ndarray | None) -> None:
+        """Somebody asks for this velocity [3] in place of the operator; None: the operator again."""

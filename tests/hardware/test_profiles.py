@@ -33,10 +33,11 @@ def parse(text: str = ARM, **replaced: str) -> Any:
 
 def test_the_robots_of_the_package() -> None:
     assert profile_names() == [
-        "franka_fr3", "franka_panda", "sim_panda", "sim_pusht", "so101", "unitree_a1", "unitree_go2", "ur5e", "xarm7",
+        "franka_fr3", "franka_panda", "sim_a1", "sim_panda", "sim_pusht", "so101", "unitree_a1", "unitree_go2", "ur5e",
+        "xarm7",
     ]  # fmt: skip
     kinds = {name: load_profile(name).kind for name in profile_names()}
-    assert [n for n, k in kinds.items() if k == "quadruped"] == ["unitree_a1", "unitree_go2"]
+    assert [n for n, k in kinds.items() if k == "quadruped"] == ["sim_a1", "unitree_a1", "unitree_go2"]
     assert kinds["sim_pusht"] == "planar"
 
 
@@ -61,7 +62,7 @@ def test_a_gate_made_from_a_profile_starts_at_home_and_stops_in_time(name: str) 
     assert 0 < slowest <= profile.stop_time_s
 
 
-@pytest.mark.parametrize("name", ["sim_pusht", "unitree_a1", "unitree_go2"])
+@pytest.mark.parametrize("name", ["sim_pusht", "sim_a1", "unitree_a1", "unitree_go2"])
 def test_targets_pass_within_one_period_where_the_simulation_knows_no_limits(name: str) -> None:
     profile = load_profile(name)
     limits = profile.gate_config().limits
