@@ -54,6 +54,9 @@ class GameConfig:
     quiet_share: float = 0.1
     random_hold: int = 10
     """Control steps for which a random force stays as it is."""
+    by_role: bool = False
+    """Standardise the actor's advantages separately for copies pushed by the disturber, pushed at random and left
+    alone. Together, what is lost under pushes drowns the small differences of a gait without any."""
     fall: Literal["absorbing", "literal"] = "absorbing"
     """What a failure pays the disturber. absorbing: as if no task reward ever followed. literal: the cost just ends,
     so that it seeks the worst state from which the robot recovers. The actor always reads it as absorbing, or it would
@@ -190,7 +193,7 @@ class Game:
         """Fills the buffer; both policies are stochastic."""
         env, buffer, cap = self.env, self.buffer, self.force_cap(iteration)
         buffer.clear()
-        by_disturber, at_random = self.pushed, _ = self._roles(generator)
+        by_disturber, at_random = self.pushed, self.at_random = self._roles(generator)
         random = None
         if self.game.disturbance != "none":
             random = random_forces(buffer.steps, env.n_envs, env.wrench_dim, self.game.random_hold, generator)
@@ -288,9 +291,9 @@ class Game:
             numbers = self.disturber_ppo.update(batch.select(pushed.flatten()), generator)
             found |= {f"disturber/{k}": v for k, v in numbers.items()}
         weight = self.multiplier.value if self.constrained else 0.0
-        advantage = standardise(advantages[..., 0], valid)
+        advantage = self._standardised(advantages[..., 0], valid)
         if weight:
-            advantage = combine(advantage, standardise(advantages[..., 1], valid), weight)
+            advantage = combine(advantage, self._standardised(advantages[..., 1], valid), weight)
         batch = self._batch("policy", "action", self.actor, advantage)
         batch.critic_observation = buffer.flat("critic")
         batch.value, batch.returns = values.flatten(0, 1), returns.flatten(0, 1)
@@ -303,6 +306,17 @@ class Game:
             found["count/invalid"] = float((~valid).sum())
         for normaliser in self.normalisers.values():
             normaliser.update()
+        return found
+
+    def _standardised(self, advantages: Tensor, valid: Tensor) -> Tensor:
+        """The actor's advantages [T, N] with mean 0 and deviation 1, over all copies or over those of each role."""
+        if not self.game.by_role:
+            return standardise(advantages, valid)
+        found = torch.zeros_like(advantages)
+        for role in (self.pushed, self.at_random, ~(self.pushed | self.at_random)):
+            # Every process goes through all roles: what they average is exchanged.
+            mine = valid & role
+            found = torch.where(mine, standardise(advantages, mine), found)
         return found
 
     def _batch(self, group: str, action: str, policy: GaussianActor, advantage: Tensor) -> Batch:

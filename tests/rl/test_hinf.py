@@ -279,6 +279,22 @@ def test_without_lambda_the_actor_is_plain_ppos_bit_for_bit() -> None:
     assert same(weights(game.actor), weights(twin.actor))
 
 
+def test_advantages_standardised_by_role_have_unit_deviation_in_each() -> None:
+    game = make_game(PointMassConfig().make(16), GameConfig(by_role=True, random_share=0.25, quiet_share=0.25))
+    game._collect(1, generator())
+    assert (int(game.pushed.sum()), int(game.at_random.sum())) == (8, 4)
+    quiet = ~(game.pushed | game.at_random)
+    advantages = torch.randn(8, 16, generator=generator()) * torch.where(game.pushed, 100.0, 1.0) + 3 * quiet
+    valid = torch.ones(8, 16, dtype=torch.bool)
+    valid[0, quiet.nonzero()[0]] = False
+    found = game._standardised(advantages, valid)
+    for role in (game.pushed, game.at_random, quiet):
+        chosen = found[valid & role]
+        assert chosen.mean().abs() < 1e-5
+        assert chosen.std() == pytest.approx(1.0, abs=1e-4)
+    assert torch.equal(found[~valid], torch.zeros(1))
+
+
 def test_with_fixed_lambda_the_gradient_is_ppos_on_the_weighted_reward() -> None:
     """Un-standardised advantages, no failures: A_R + lambda A_T is the advantage of r + lambda r_task."""
     weight = 2.5
