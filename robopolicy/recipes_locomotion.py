@@ -62,8 +62,8 @@ def _pointmass(method: Method) -> RLConfig:
 
 
 _PUSH: dict[Robot, float] = {"a1": 25.0, "aliengo": 50.0}
-"""Largest force of the small recipes in N, a fifth of the weight: under twice as much, gaits are not found in 5 million
-steps, and from 0.4 of the weight on the slipperiest ground holds no robot."""
+"""Largest force of the small recipes in N: a fifth of the weight, what the slipperiest ground still holds against.
+Under twice as much no gait was found in five million steps."""
 
 
 def _flat(robot: Robot, method: Method) -> RLConfig:
