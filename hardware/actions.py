@@ -99,7 +99,8 @@ class ActionMapper:
         spec = contract.features.get(action.key) if contract is not None else None
         members = [m for text in spec.field for m in parse_selector(text)[-1].members] if spec is not None else []
         names = members or list(action.names)
-        both = f"checkpoint has actions {', '.join(names)}; robot {robot.name} has joints {', '.join(robot.names)}"
+        theirs = ", ".join(names if len(names) == self._size else action.names)
+        both = f"checkpoint has actions {theirs}; robot {robot.name} has joints {', '.join(robot.names)}"
         if names and len(names) == self._size and set(names) <= set(robot.names):
             return [robot.names.index(n) for n in names]
         # What goes to the command topic as it is has the order of the robot's joints, whatever it is called.

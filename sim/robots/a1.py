@@ -102,17 +102,17 @@ class A1Robot(LeggedRobot):
         self._target = self._data.qpos[7:].copy()
 
     def gains(self, kp: np.ndarray, kd: np.ndarray) -> None:
-        values = np.array([kp, kd], np.float64)
-        if values.shape != (2, 12) or not (np.isfinite(values).all() and (values >= 0).all()):
-            raise RobopolicyError(f"{self.name}: expected 12 gains kp and kd, not negative, found {kp!r} and {kd!r}")
-        self._model.actuator_gainprm[:, 0] = values[0]
-        self._model.actuator_biasprm[:, 1] = -values[0]
-        self._model.actuator_biasprm[:, 2] = -values[1]
+        for values in (kp, kd):
+            if values.shape != (12,) or not (np.isfinite(values).all() and (values >= 0).all()):
+                raise RobopolicyError(f"{self.name}: expected 12 gains kp and kd, not negative, found {values!r}")
+        self._model.actuator_gainprm[:, 0] = kp
+        self._model.actuator_biasprm[:, 1] = -kp
+        self._model.actuator_biasprm[:, 2] = -kd
 
     def _begins(self, target: np.ndarray) -> bool:
-        # A gate sends where the robot stands until the first target of a policy comes.
-        before, self._commanded = self._commanded, target.copy()
-        return before is not None and bool((target != before).any())
+        # A gate sends where the robot stands until the first target of a policy comes, or a fault.
+        before, self._commanded = self._commanded, np.concatenate([target, *self._model.actuator_biasprm[:, 1:3].T])
+        return before is not None and bool((self._commanded != before).any())
 
     def _follow(self, target: np.ndarray) -> None:
         if self._begun and not self._physics_steps:
