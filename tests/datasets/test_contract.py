@@ -102,6 +102,9 @@ def test_a_header_stamp_is_believed_when_it_is_set_and_near_the_time_of_arrival(
         ("rate_hz: 30", "rate_hz: [30", "damaged YAML"),
         ("units: [rad, rad]", "dtype: object", "unknown dtype"),
         ("units: [rad, rad]", "kind: velocity", "unknown kind"),
+        ("units: [rad, rad]", "absent: [0, 0]", "absent needs the type"),
+        ("rate_hz: 30", "rate_hz: 30\nassemble: {feature: observation.state, robot: a1}", "expected one of both"),
+        ("rate_hz: 30", "rate_hz: 30\nassemble: {function: quadrupd}", "Did you mean 'quadruped'"),
         ("rate_hz: 30", "rate_hz: !!python/object/apply:os.getcwd []", "damaged YAML"),
     ],
 )

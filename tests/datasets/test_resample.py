@@ -245,3 +245,32 @@ def test_a_frame_is_settled_when_every_periodic_topic_has_spoken_at_or_after_its
     assert not late.settled(tick), "its value is that of 120 ms"
     late.add("/c", 120 * MS, None)
     assert late.settled(tick)
+
+
+def test_what_stands_in_for_silence_is_no_fault_and_is_not_waited_for() -> None:
+    features = {
+        "observation.state": TopicFeature("/a", ("data",), dtype="float64", shape=(1,)),
+        "observation.command": TopicFeature("/b", ("data",), "x/msg/B", shape=(2,), tolerance_s=0.05, absent=(7, 8)),
+    }
+    contract, zero = Contract(10, features), Message(data=np.zeros(2))
+    made = {key: FeatureReader(key, spec, zero if spec.absent else Message(data=np.zeros(1)))
+            for key, spec in features.items()}  # fmt: skip
+    sampler = FrameSampler(contract, made)
+
+    def command(tick_ms: int) -> list[float]:
+        sampler.add("/a", tick_ms * MS, Message(data=np.array([1.0])))
+        assert sampler.settled(tick_ms * MS)
+        frame = sampler.at(tick_ms * MS)
+        assert not isinstance(frame, Missing), frame
+        assert frame["observation.command"].dtype == np.float32
+        return [float(v) for v in frame["observation.command"]]
+
+    assert command(0) == [7, 8], "before the first message"
+    sampler.add("/b", 90 * MS, Message(data=np.array([1.0, 2.0])))
+    assert command(100) == [1, 2]
+    assert command(200) == [7, 8], "the message is too old by now"
+    sampler.add("/b", 280 * MS, Message(data=np.array([3.0, 4.0])))
+    assert command(300) == [3, 4]
+    assert "observation.state" in str(sampler.missing(600 * MS))
+    assert "observation.command" not in str(sampler.missing(600 * MS))
+    assert not contract.is_periodic(features["observation.command"])
