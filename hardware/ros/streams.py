@@ -116,10 +116,13 @@ class Streams:
         self._subscriptions: dict[str, Any] = {}
         self.messages = dict.fromkeys([*self._topics, self._joints], 0)
         """Messages received, by full topic name."""
+        self._kept: dict[str, Any] = {}
+        """The newest message of topics that speak only on change, by full topic name."""
         self.restart()
 
     def restart(self) -> None:
-        """Forgets all messages: the next frames are made of what comes from now on."""
+        """Forgets all messages but the newest of topics that speak only on change, which a goal's publisher would not
+        repeat: the next frames are made of what comes from now on."""
         self._readers: dict[str, FeatureReader] = {
             key: FeatureReader(key, spec, message_class(spec.type)())
             for key, spec in self.contract.features.items()
@@ -134,6 +137,9 @@ class Streams:
         self._heard: dict[str, int] = {}
         self.skipped = 0
         """Ticks that were over before they could be looked at."""
+        for topic, message in self._kept.items():
+            # It holds since before any tick, wherever the clock is now.
+            self._meet(topic, self._topics[topic], 0, message)
 
     def close(self) -> None:
         """Ends all subscriptions."""
@@ -161,6 +167,11 @@ class Streams:
                     message_class(name), topic, lambda message, topic=topic: self._take(topic, message), quality
                 )
 
+    def _on_change(self, name: str) -> bool:
+        """Whether a topic of the contract speaks only when it has something new."""
+        specs = [f for f in self.contract.features.values() if f.topic == name]
+        return all(math.isinf(self.contract.tolerance(f)) for f in specs)
+
     def _quality(self, topic: str) -> QoSProfile | None:
         """Of a topic that speaks only on change: its last message counts where the publisher keeps it."""
         publishers = self._node.get_publishers_info_by_topic(topic)
@@ -182,6 +193,8 @@ class Streams:
             self._measure(stamp, message)
         name = self._topics.get(topic)
         if name is not None:
+            if self._on_change(name):
+                self._kept[topic] = message
             if self._sampler is not None:
                 self._sampler.add(name, stamp, message)
             else:
