@@ -20,12 +20,15 @@ from std_srvs.srv import Trigger
 from test_deploy import Deployment
 from trajectory_msgs.msg import JointTrajectory
 
+from robopolicy.datasets.contract import read_contract
 from robopolicy.errors import FeatureMismatch
+from robopolicy.features import FeatureSpec
 from robopolicy.hardware.inference import Inference, InferenceSettings
 from robopolicy.hardware.profiles import FOLDER, load_profile
 from robopolicy.hardware.ros.messages import gains_message
 from robopolicy.hardware.ros.node import COMMAND
 from robopolicy.hardware.ros.policy_node import contract_file
+from robopolicy.hardware.ros.streams import completed
 from robopolicy.sim.quadruped.env import QuadrupedEnv
 from robopolicy.sim.quadruped.robots import CONTROL_DT, robot
 from robopolicy.sim.robots import make_robot
@@ -188,6 +191,30 @@ def test_what_does_not_belong_together_is_refused_showing_both_sides(tmp_path: P
     arm = refusal(save(tmp_path / "arm", make_policy()), "sim_a1")
     assert "checkpoint has actions x, y; robot sim_a1 has joints FL_hip, FL_thigh" in arm
     assert "checkpoint has actions FL_hip, FL_thigh" in refusal(checkpoint, "sim_pusht", "sim_pusht")
+
+
+def test_a_real_robots_joints_are_those_of_the_gait_by_name(checkpoint: Path) -> None:
+    inference = Inference(InferenceSettings(str(checkpoint), str(contract_file("unitree_a1")), "unitree_a1"))
+    env = environment()
+    state = env.batch.present[0]
+    values = {
+        "velocity_command": env.command[0],
+        "angular_velocity": state[23:26],
+        "orientation": state[4:8],
+        "joint_positions": state[8:20],
+        "joint_velocities": state[26:38],
+    }
+    frame = {f"observation/observation.{name}": value for name, value in values.items()}
+    frame |= {"tick": np.array(0), "session": np.array(0), "latency_steps": np.array(0), "measured": state[8:20]}
+    chunk = inference.frame(frame, ask=True)
+    with torch.no_grad():
+        env.step(make_actor(env).raw(env.observe()["policy"]))
+    assert chunk is not None
+    np.testing.assert_allclose(chunk["joints"][0], env.batch.targets[0, -1], atol=1e-6)
+    wanted = FeatureSpec.from_dict(inference.facts["features"])
+    found = completed(read_contract(contract_file("unitree_a1")), wanted).features
+    assert found["observation.joint_positions"].field[0].startswith("position[FL_hip_joint, FL_thigh_joint, FL_calf")
+    assert load_profile("unitree_a1").names[:3] == ("FL_hip_joint", "FL_thigh_joint", "FL_calf_joint")
 
 
 def test_a_profile_with_other_commands_is_refused_by_the_robot(graph: Graph) -> None:
