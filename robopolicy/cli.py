@@ -40,8 +40,8 @@ def _one_line(text: str) -> str:
 
 
 def _leave() -> None:
-    """Ends a process of a distributed run at once: the threads of gloo outlive its process group, and one that meets
-    the interpreter while it is taken down aborts the process, whose work is done, and with it the whole run."""
+    """Ends a process of a distributed run at once: threads of gloo may outlive its process group, and now and then a
+    process whose work was done aborted while its interpreter was taken down, and with it the whole run."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

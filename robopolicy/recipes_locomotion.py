@@ -62,8 +62,7 @@ def _pointmass(method: Method) -> RLConfig:
 
 
 _PUSH: dict[Robot, float] = {"a1": 25.0, "aliengo": 50.0}
-"""Largest force of the small recipes in N: a fifth of the weight, what the slipperiest ground still holds against.
-Under twice as much no gait was found in five million steps."""
+"""Largest force of the small recipes in N: a fifth of the weight, what the slipperiest ground still holds against."""
 
 
 def _flat(robot: Robot, method: Method) -> RLConfig:

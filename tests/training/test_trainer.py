@@ -142,7 +142,7 @@ def _command(config: TrainConfig, folder: Path, launcher: list[str]) -> list[str
         "from robopolicy.commands.train import start; "
         f"start(from_dict(TrainConfig, json.loads({json.dumps(json.dumps(to_dict(config)))})), "
         f"Path({str(folder)!r}), 'test'); "
-        # Like the command line: gloo's threads may abort an interpreter that is taken down.
+        # As the command line does, see robopolicy.cli.
         "import os; os._exit(0)"
     )
     script = folder.parent / f"{folder.name}.py"
