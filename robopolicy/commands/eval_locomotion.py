@@ -92,7 +92,8 @@ def run(arguments: list[str]) -> None:
     if video is not None:
         files["walk.mp4"] = video
     write_folder(output, files)
-    print(f"forward error {found.forward_error} m/s, survival without pushes {found.survival}")
+    print(f"forward error {found.forward_error} m/s, share of the task reward {found.task_reward}")
+    print(f"survival without pushes {found.survival}")
     for kind in ("sudden", "continuous"):
         area = found.area(getattr(found, kind))
         if area is not None:

@@ -85,6 +85,8 @@ class Locomotion:
     cost_of_transport: Interval
     survival: Interval
     """Without any push."""
+    task_reward: Interval
+    """Share of the largest task reward (following the command) that was earned without any push."""
     sudden: list[Point] = field(default_factory=list)
     continuous: list[Point] = field(default_factory=list)
     terrain: list[Point] = field(default_factory=list)
@@ -291,6 +293,7 @@ def measure(config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: fl
         finite_mean(calm.forward_error),
         finite_mean(calm.cost_of_transport),
         wilson(int(calm.survived.sum()), n),
+        bootstrap_mean(1 - calm.cost),
     )
     for kind, (make, strengths, seconds) in pushes.items():
         for strength in strengths:

@@ -173,6 +173,7 @@ def _tiles(found: Locomotion) -> list[tuple[str, str, str]]:
 
     tiles = [
         ("Forward tracking error", f"{found.forward_error.value:.3f} m/s", limits(found.forward_error)),
+        ("Task reward earned", *percent(found.task_reward)),
         ("Survival without pushes", *percent(found.survival)),
         ("Cost of transport", f"{found.cost_of_transport.value:.2f}", limits(found.cost_of_transport)),
     ]

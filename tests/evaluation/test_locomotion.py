@@ -101,7 +101,7 @@ def test_area_by_hand() -> None:
         Point("sudden", 10.0, (True, False), NOTHING),
         Point("sudden", 30.0, (False, False), NOTHING),
     ]
-    found = Locomotion("a1", 0.5, 2, NOTHING, NOTHING, NOTHING, sudden=points)
+    found = Locomotion("a1", 0.5, 2, NOTHING, NOTHING, NOTHING, NOTHING, sudden=points)
     # The first robot: 10 N full, 20 N sloping to zero; the second half of the first 10 N.
     assert found.area(points).value == pytest.approx(((10 + 10) + 5) / 2 / 30)
     assert found.area(points[:1]) is None
