@@ -63,6 +63,8 @@ DETECTION_S = 6.0
 """Until a fault must be noticed: a chunk is followed for up to 2 s, its end noticed 0.5 s later; and busy machines."""
 STILL = 1e-6
 """Pixels by which set-points of a robot at rest may differ."""
+RECORDING_S = 10.0
+"""Seconds from the start of a recorder on after which something is on disk."""
 TRIES = 3
 LOST = 1.6
 """Periods between two commands from which on one was lost on the way to this observer, not sent."""
@@ -104,6 +106,7 @@ class Trial:
         self.chunks: list[JointTrajectory] = []
         self.facts: dict[str, dict[str, str]] = {}
         self._segments = [0]
+        self.started: dict[str, float] = {}
         node = graph.node
         deep = QoSProfile(depth=1000)
         node.create_subscription(Float64MultiArray, "command", self._on_command, deep)
@@ -116,6 +119,7 @@ class Trial:
         graph.until(lambda: self.following, "the graph", 90)
 
     def start(self, name: str) -> Process:
+        self.started[name] = time.monotonic()
         return self.graph.run(list(self._nodes[name].program(self._settings, self.folder).command))
 
     def _on_command(self, message: Float64MultiArray) -> None:
@@ -235,12 +239,15 @@ def kill_inference(trial: Trial) -> Undo:
 
 
 def kill_recorder(trial: Trial) -> Undo:
+    lived = time.monotonic() - trial.started["recorder_node"]
     undo = kill("recorder_node")(trial)
+    bags = sorted((trial.folder / "bags").glob("episode_*"))
 
     def again() -> None:
-        for bag in (trial.folder / "bags").glob("episode_*"):
+        for bag in bags[-1:]:
             with Bag(bag) as readable:
-                assert readable.topics, bag
+                # It writes once a second, and needs a few to start.
+                assert readable.topics or lived < RECORDING_S, bag
         undo()
 
     return again
