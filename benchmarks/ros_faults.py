@@ -66,6 +66,8 @@ STILL = 1e-6
 RECORDING_S = 10.0
 """Seconds from the start of a recorder on after which something is on disk."""
 TRIES = 3
+STARVED = {"command_timeout", "observation_timeout"}
+"""What stops the robot when the machine has no time for its policy, or for its simulation."""
 LOST = 1.6
 """Periods between two commands from which on one was lost on the way to this observer, not sent."""
 
@@ -83,6 +85,8 @@ class Outcome:
     """Set-points that still moved after the fault was published."""
     starved: int = 0
     """Tries before this one in which the busy machine stopped the robot before the fault could."""
+    stalls: int = 0
+    """Times that the busy machine stopped the robot once more after the fault was cleared."""
 
 
 class Trial:
@@ -352,8 +356,27 @@ def run_one(trial: Trial, kind: str, seed: int) -> Outcome:
     if gone := [name for name in trial.dead() if name in others or kind != f"kill_{name.removesuffix('_node')}"]:
         outcome.problems.append(f"{gone} died")
     trial.clear()
-    trial.graph.until(lambda: trial.following, "going on after the fault", 30, lambda: f"gate: {trial.gate}")
+    outcome.stalls = go_on(trial)
     return outcome
+
+
+def go_on(trial: Trial) -> int:
+    """Until the robot follows its policy again; returns how often a stalled machine stopped it once more.
+
+    Where two cores start a process or train beside, the simulation was seen to stand still for more than the 0.25 s
+    after which the gate, rightly, stops the robot: a second fault, that nobody injected.
+    """
+    stalls = 0
+    while True:
+        trial.graph.until(
+            lambda: trial.following or trial.faults, "going on after the fault", 30, lambda: f"gate: {trial.gate}"
+        )
+        if not trial.faults:
+            return stalls
+        stalls += 1
+        assert trial.faults <= STARVED, f"after the fault was cleared: {trial.gate}"
+        assert stalls < TRIES, f"stopped again {stalls} times: {trial.gate}"
+        trial.clear()
 
 
 def survived(trial: Trial, kind: str, seed: int) -> Outcome:
@@ -409,9 +432,10 @@ def report(outcomes: list[Outcome], args: argparse.Namespace) -> None:
     ]
     rest = max(o.ticks_to_rest for o in outcomes)
     moving = sum(o.moving for o in outcomes)
-    starved = sum(o.starved for o in outcomes)
+    starved, stalls = sum(o.starved for o in outcomes), sum(o.stalls for o in outcomes)
     text = f"{', '.join(lines)}. The robot was moving in {moving}; at most {rest} set-points moved after a fault"
-    text += f"; {starved} tries repeated because a starved policy stopped the robot first"
+    text += f"; {starved} tries repeated because a starved policy stopped the robot first, {stalls} times a stalled "
+    text += "machine stopped it once more after a fault was cleared"
     print(f"{sum(good.values())} of {len(outcomes)} survived {interval}: {text}")
     if args.record:
         record(
