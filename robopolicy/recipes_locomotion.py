@@ -71,7 +71,7 @@ def _flat(robot: Robot, method: Method) -> RLConfig:
     commands = CommandConfig(forward=(0.0, 1.0), sideways=(-0.3, 0.3), heading=(-0.8, 0.8))
     push = _PUSH[robot]
     # 0.7 of what plain PPO loses per newton to a fresh disturber of that force: 0.0135 on the A1, of 25 N.
-    # Lambda waits for the full force: below it the bound, of cost per newton, cannot be met, and lambda would only grow.
+    # Lambda waits for the full force: before, the bound on cost per newton cannot be met, and it would only grow.
     base = GameConfig(eta=0.25 / push, max_force=push, curriculum=0.5, dual_start=0.5, quiet_share=0.5, by_role=True)
     if method == "random":
         # Random forces alone are survived better without either.
