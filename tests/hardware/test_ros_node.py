@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ def test_a_managed_node_waits_and_a_refusal_leaves_it_there(graph: Graph) -> Non
     assert change(Transition.TRANSITION_DEACTIVATE)
     assert node.end(signal.SIGINT) == 0
     assert "count is 13, expected anything else" in node.output
+
+
+def test_ctrl_c_that_comes_again_and_again_is_still_a_clean_end(graph: Graph) -> None:
+    """`ros2 launch` passes on what the terminal has already sent, at any moment of the node's end."""
+    node = walker(graph)
+    graph.first(DiagnosticArray, "/diagnostics", 10)
+    while node.alive:
+        node.popen.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    assert node.wait() == 0
 
 
 def test_it_ends_with_its_parent(graph: Graph) -> None:
