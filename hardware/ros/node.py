@@ -355,7 +355,7 @@ def run(node_class: type[RobotNode], arguments: list[str] | None = None) -> int:
     node.destroy_node()
     rclpy.try_shutdown()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Ctrl-C reaches a node from the terminal and once more from `ros2 launch`; while the interpreter closes, Python
-        # has already given up its handlers, and the second one would be an abnormal end.
+        # Ctrl-C reaches a node from the terminal and once more from `ros2 launch`. While the interpreter closes,
+        # Python has given up its handlers, and the second one would be an abnormal end.
         signal.signal(number, signal.SIG_IGN)
     return code
