@@ -89,6 +89,8 @@ class GateNode(RobotNode):
         self.periods = Periods(1 / profile.rate_hz / p.time_scale)
         self._shown: tuple[Any, ...] = ()
         self._adapters = make_adapters(self, profile, config.limits.velocity)
+        commands = profile.command, profile.gripper and profile.gripper.command
+        self._gives_way = profile.hold == "damp" or any(c and c.adapter == "forward_velocity" for c in commands)
         self._setpoints = self.create_publisher(JointState, "setpoint", SENSOR)
         self._status = self.create_publisher(DiagnosticStatus, "gate/status", LATCHED)
         self.create_subscription(JointState, profile.joint_states, self._on_state, SENSOR)
@@ -172,6 +174,13 @@ class GateNode(RobotNode):
             return
         self._waiting = ""
         self.chunks.clear()
+
+    def _pause(self) -> None:
+        """Ends sending, until `_start` begins anew where the robot is; RobopolicyError while the set-points move."""
+        if self.gate.active:
+            self.gate.deactivate()
+            self._send(self.gate.setpoint, over=True)
+            self._waiting = "starts from the measured pose"
 
     def _send(self, position: np.ndarray, over: bool = False) -> None:
         """Sends a set-point; `over` says that it is the last one for now."""
@@ -274,12 +283,15 @@ class GateNode(RobotNode):
     def _serve_clear(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pressed:
             return _answer(response, False, "the last message on emergency_stop was true; send false first")
-        stopped = "emergency_stop" in self.gate.faults
+        faulty, stopped = bool(self.gate.faults), "emergency_stop" in self.gate.faults
         try:
             self.gate.clear(self.steady())
         except RobopolicyError as error:
             return _answer(response, False, str(error))
         self.chunks.clear()
+        if faulty and self._gives_way:
+            # Nothing drew it to its set-point during the fault, and clearing must not begin to: start where it is.
+            self._pause()
         # Releasing an emergency stop must not by itself set a machine in motion (ISO 13850).
         self._holding |= stopped
         return _answer(response, True, "cleared; holding until resume" if self._holding else "cleared")

@@ -62,10 +62,10 @@ for number in range(10**6):
 class Bench:
     """A gate with a robot that follows each command at once, and a policy, both played by the test's own node."""
 
-    def __init__(self, graph: Graph, **parameters: Any) -> None:
+    def __init__(self, graph: Graph, text: str = ARM, **parameters: Any) -> None:
         self.graph, self.node = graph, graph.node
         profile = graph.folder / "arm.yaml"
-        profile.write_text(ARM)
+        profile.write_text(text)
         options = {"robot": profile, "realtime_priority": 0, "lock_memory": False} | parameters
         self.process: Process = graph.start(GATE, **options)
         self.position, self.measuring, self.age = np.array([0.1, -0.2]), True, 0.0
