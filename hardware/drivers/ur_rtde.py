@@ -79,7 +79,8 @@ class UrDriver(Driver):
     def stop(self) -> None:
         if self._servoing:
             self._servoing = False
-            self._call("servoStop", self._control.servoStop, BRAKE)
+            if not self._call("servoStop", self._control.servoStop, BRAKE):
+                raise DriverError(f"{self.address}: servoStop was refused")
 
     def close(self) -> None:
         with contextlib.suppress(DriverError):

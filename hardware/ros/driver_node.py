@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.executors import Executor
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -75,6 +76,14 @@ class DriverNode(RobotNode):
 
     def deactivate(self) -> None:
         self._stream.stop()
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        done = super().on_deactivate(state)
+        if done == TransitionCallbackReturn.FAILURE:
+            # Back in `active` the next set-point would start the robot again; an error leads through `cleanup`.
+            self._failure = self.refused
+            return TransitionCallbackReturn.ERROR
+        return done
 
     def cleanup(self) -> None:
         driver, self._driver = self._driver, None

@@ -203,8 +203,9 @@ class RobotNode(LifecycleNode):
         return self._transition(self._clean, "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        if self.state == "active":
-            self.deactivate()
+        if self.state == "active" and self.on_deactivate(state) != TransitionCallbackReturn.SUCCESS:
+            # Leads through `on_error` to `cleanup`.
+            return TransitionCallbackReturn.ERROR
         return self._transition(self._clean, "finalized")
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -8,9 +8,13 @@ from robopolicy.hardware.drivers.base import Driver, DriverError, JointReading
 
 
 class ArmOfAir(Driver):
-    """Six joints. `calls` says what was asked of it, without the reading."""
+    """Six joints. `calls` says what was asked of it, without the reading; so does the output where `says` is set.
+
+    The address `air-that-does-not-stop` belongs to one that refuses to stop.
+    """
 
     joints: ClassVar[int] = 6
+    says: ClassVar[bool] = False
 
     def __init__(self, address: str = "air") -> None:
         super().__init__(address)
@@ -18,10 +22,10 @@ class ArmOfAir(Driver):
         self.stopped_by_itself = False
 
     def connect(self) -> None:
-        self.calls.append("connect")
+        self._called("connect")
 
     def start(self) -> None:
-        self.calls.append("start")
+        self._called("start")
 
     def read(self) -> JointReading:
         if self.stopped_by_itself:
@@ -29,13 +33,20 @@ class ArmOfAir(Driver):
         return JointReading(self.position.copy(), np.zeros(6))
 
     def send(self, position: np.ndarray) -> None:
-        self.calls.append("send")
+        self._called("send")
         self.position = np.array(self._setpoint(position))
         # The last joint stands for whatever makes a robot stop.
         self.stopped_by_itself = bool(self.position[5] > 0.5)
 
     def stop(self) -> None:
-        self.calls.append("stop")
+        self._called("stop")
+        if self.address == "air-that-does-not-stop":
+            raise DriverError(f"{self.address}: the stop was refused")
 
     def close(self) -> None:
-        self.calls.append("close")
+        self._called("close")
+
+    def _called(self, what: str) -> None:
+        self.calls.append(what)
+        if self.says and what != "send":
+            print(f"arm: {what}", flush=True)

@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("rclpy")
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from ros_graph import Graph, Process, ros_graph
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -25,14 +27,16 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from arm_of_air import ArmOfAir
 from robopolicy.hardware.ros import driver_node
+ArmOfAir.says = True
 driver_node.make_driver = lambda robot, address: ArmOfAir(address)
 sys.exit(driver_node.run(driver_node.DriverNode))
 """
 TOPIC = "forward_position_controller/commands"
 
 
-def start(graph: Graph, *parameters: str, robot: str = "ur5e") -> Process:
-    options = [text for parameter in (f"robot:={robot}", "address:=air", *parameters) for text in ("-p", parameter)]
+def start(graph: Graph, *parameters: str, robot: str = "ur5e", address: str = "air") -> Process:
+    given = (f"robot:={robot}", f"address:={address}", *parameters)
+    options = [text for parameter in given for text in ("-p", parameter)]
     return graph.run([sys.executable, "-c", NODE, "--ros-args", *options])
 
 
@@ -88,6 +92,39 @@ def test_a_robot_that_stops_by_itself_is_let_go_and_named(graph: Graph) -> None:
     assert states == []
     assert node.alive
     assert node.end(signal.SIGTERM) == 0
+
+
+def change(graph: Graph, number: int) -> bool:
+    return bool(graph.call(ChangeState, "driver_node/change_state", transition=Transition(id=number)).success)
+
+
+def test_a_robot_that_refuses_to_stop_is_let_go_and_not_started_again(graph: Graph) -> None:
+    node = start(graph, "deadman_s:=1.0", address="air-that-does-not-stop")
+    graph.first(JointState, "joint_states")
+    publisher = graph.node.create_publisher(Float64MultiArray, TOPIC, COMMAND)
+    diagnostics = graph.collect(DiagnosticArray, "/diagnostics", COMMAND)
+    graph.node.create_timer(0.02, lambda: publisher.publish(Float64MultiArray(data=[0.01] * 6)))
+    graph.until(lambda: "arm: start" in node.output, "motion")
+    assert not change(graph, Transition.TRANSITION_DEACTIVATE)
+    # Set-points go on coming.
+    graph.until(lambda: (s := status(graph, diagnostics)) and s.level == DiagnosticStatus.ERROR, "the failure")
+    assert status(graph, diagnostics).message == "air-that-does-not-stop: the stop was refused"
+    assert graph.call(GetState, "driver_node/get_state").current_state.label == "unconfigured"
+    assert [line for line in node.output.splitlines() if line.startswith("arm: ")] == [
+        "arm: connect", "arm: start", "arm: stop", "arm: close",
+    ]  # fmt: skip
+    assert node.end() == 0
+
+
+def test_a_stop_that_is_refused_at_the_end_is_named_and_the_driver_closed(graph: Graph) -> None:
+    node = start(graph, "deadman_s:=1.0", address="air-that-does-not-stop")
+    graph.first(JointState, "joint_states")
+    publisher = graph.node.create_publisher(Float64MultiArray, TOPIC, COMMAND)
+    graph.node.create_timer(0.02, lambda: publisher.publish(Float64MultiArray(data=[0.01] * 6)))
+    graph.until(lambda: "arm: start" in node.output, "motion")
+    assert node.end() == 1
+    assert "air-that-does-not-stop: the stop was refused" in node.output
+    assert "arm: close" in node.output
 
 
 def test_of_a_trajectory_it_takes_the_first_point_by_joint_names(graph: Graph, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,3 +141,31 @@ def test_ur_reads_the_joints_of_a_controller_that_speaks_rtde() -> None:
         with pytest.raises(DriverError, match="protective stop"):
             read_for_seconds(driver, 10)
         driver.close()
+
+
+def test_a_servo_stop_that_the_ur_controller_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control interface needs a robot that runs its script; here only the answers that its documentation names."""
+    answers = {"setWatchdog": True, "isProgramRunning": True, "kickWatchdog": True, "servoJ": True, "servoStop": False}
+    measured = {"getActualQ": [0.0] * 6, "getActualQd": [0.0] * 6, "isConnected": True}
+    safety = {"isEmergencyStopped": False, "isProtectiveStopped": False}
+    asked: list[str] = []
+
+    class Interface:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return lambda *_: (answers | measured | safety | {"stopScript": True, "disconnect": None})[name]
+
+    for name, kind in (("rtde_control", "RTDEControlInterface"), ("rtde_receive", "RTDEReceiveInterface")):
+        module = ModuleType(name)
+        monkeypatch.setattr(module, kind, Interface, raising=False)
+        monkeypatch.setitem(sys.modules, name, module)
+    driver = make_driver("ur5e", "10.0.0.1")
+    driver.connect()
+    driver.start()
+    with pytest.raises(DriverError, match=r"^10\.0\.0\.1: servoStop was refused$"):
+        driver.stop()
+    driver.close()
+    assert asked[-3:] == ["stopScript", "disconnect", "disconnect"]
