@@ -51,7 +51,8 @@ def ratio() -> None:
     for seed in SEEDS:
         env = ScalarConfig().make(128)
         push = train_disturber(env, nothing, ADVERSARY, 1.0, seed)
-        found.append(disturbed(env, nothing, push, 200, 1000 + seed).ratio)
+        # The plant's own cost is absolute.
+        found.append(env.task_reward_max * disturbed(env, nothing, push, 200, 1000 + seed).ratio)
     text = ", ".join(f"{r:.4f}" for r in found)
     record(
         "hinf_plant_ratio",

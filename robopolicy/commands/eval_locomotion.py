@@ -104,7 +104,7 @@ def run(arguments: list[str]) -> None:
 
 
 def locomotion_policy(folder: Path) -> tuple[Any, Any, float | None]:
-    """The policy, the configuration of the quadrupeds it was trained with, and its eta if it had one.
+    """The policy, the quadrupeds it was trained with, `max_force` being that of its game, and its eta if it had one.
 
     Raises CheckpointError or RobopolicyError for what is no checkpoint of a quadruped.
     """
@@ -118,19 +118,23 @@ def locomotion_policy(folder: Path) -> tuple[Any, Any, float | None]:
     if not isinstance(policy, ActorPolicy) or not isinstance(settings, dict) or settings.get("kind") != "quadruped":
         raise RobopolicyError(f"{folder}: a checkpoint of {about['task']!r}; eval-locomotion needs one of a quadruped")
     config = from_dict(environment_config("quadruped"), settings, str(folder))
-    return policy, config, _eta(Path(about["path"]).parent.parent / "train_config.json")
+    eta, force = _game(Path(about["path"]).parent.parent / "train_config.json")
+    config.max_force = force or config.max_force
+    return policy, config, eta
 
 
-def _eta(run: Path) -> float | None:
-    """The bound on the cost per newton that a run was trained with; None without one."""
+def _game(run: Path) -> tuple[float | None, float]:
+    """The bound on the cost per newton that a run was trained with, None without one, and the largest force of its
+    game in N, 0 where that was the environment's."""
     import json
 
     try:
         game = json.loads(run.read_text())["config"]["game"]
-        return float(game["eta"]) if game["constrained"] and game["disturbance"] == "learned" else None
+        bounded = game["constrained"] and game["disturbance"] == "learned"
+        return float(game["eta"]) if bounded else None, float(game["max_force"])
     except (OSError, ValueError, KeyError, TypeError):
         # A checkpoint copied out of its run.
-        return None
+        return None, 0.0
 
 
 def film(config: Any, actor: Any, speed: float, seed: int) -> bytes:

@@ -45,6 +45,10 @@ def run(arguments: list[str]) -> None:
     name = settings.get("robot", about["task"])
     output = args.output or Path(f"{name}{SUFFIX[args.format]}")
     beside = output.with_suffix(".json")
+    if output == beside:
+        raise RobopolicyError(
+            f"--output {output}: the description goes there; expected another ending, as .onnx or .pt"
+        )
     for path in (output, beside):
         if path.exists():
             raise RobopolicyError(f"{path}: exists already; choose another --output")
@@ -54,7 +58,10 @@ def run(arguments: list[str]) -> None:
     data = (onnx_file if args.format == "onnx" else torchscript)(module, description)
     draws = torch.randn(64, len(physical.shift), generator=torch.Generator().manual_seed(0))
     inputs = physical.shift + 3 * draws / physical.factor
-    difference = check(module, data, args.format, inputs.float())
+    observation = (inputs.float() - physical.shift) * physical.factor
+    with torch.inference_mode():
+        expected = policy.predict({"observation.state": observation[:, None]}, torch.Generator())[:, 0]
+    difference = check(data, args.format, inputs.float(), expected)
     _write(output, data)
     _write(beside, (json.dumps(description, indent=1) + "\n").encode())
     print(f"{output}: {len(data) / 1024:.0f} KiB, differs from the policy by {difference:.1e} of the largest output")

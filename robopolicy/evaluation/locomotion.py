@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Actor = Callable[[Tensor], Tensor]
 """Actions [N, 12] as the environment's `step` takes them, for observations [N, 45]."""
 Pusher = Callable[[int, Tensor], Tensor]
-"""Forces [N, 3] in N and the base frame, for the number of the control step and the group "disturber"."""
+"""Forces [N, 3] in N, for the number of the control step and the group "disturber"."""
 TEST_ROBOTS = 1_000_000
 """Added to the seed that draws the robots: no training has met these."""
 SETTLE_S = 1.0
@@ -49,8 +49,10 @@ class Walk:
     """[N] bool"""
     forward_error: np.ndarray
     """|vx - command|, m/s, [N]; NaN for who fell within the first second."""
-    cost_of_transport: np.ndarray
-    """Sum of |torque * joint velocity| over weight times distance, [N]."""
+    work: np.ndarray
+    """Sum of |torque * joint velocity| over the weight, m, [N]; NaN as above."""
+    distance: np.ndarray
+    """Between the places after the first second and at the end, m, [N]; NaN as above."""
     cost: np.ndarray
     """Share of the largest task reward that was lost, all of it after a fall, mean over all steps, [N]."""
     force: np.ndarray
@@ -83,6 +85,7 @@ class Locomotion:
     episodes: int
     forward_error: Interval
     cost_of_transport: Interval
+    """Work over weight times distance, of all robots together: one that stays where it is does not decide it."""
     survival: Interval
     """Without any push."""
     task_reward: Interval
@@ -119,6 +122,7 @@ def trial_config(config: "QuadrupedConfig", speed: float, seconds: float, seed: 
         level=level,
         episode_s=seconds + 1,
         commands=straight,
+        randomisation=replace(config.randomisation, kick=0.0),
         max_force=HEAVIEST_FORCE * robot(config.robot).mass * GRAVITY,
         joint_spread=(1.0, 1.0),
         velocity_spread=0.0,
@@ -128,8 +132,14 @@ def trial_config(config: "QuadrupedConfig", speed: float, seconds: float, seed: 
 
 
 @torch.no_grad()
-def walk(env: "QuadrupedEnv", actor: Actor, seconds: float, seed: int, push: Pusher | None = None) -> Walk:
-    """Walks from a reset; who falls has finished, who reaches the edge of a terrain has arrived."""
+def walk(
+    env: "QuadrupedEnv", actor: Actor, seconds: float, seed: int, push: Pusher | None = None, level: bool = True
+) -> Walk:
+    """Walks from a reset; who falls has finished, who reaches the edge of a terrain has arrived.
+
+    Forces are in a frame that turns with the robot's heading and stays level, else in that of its trunk.
+    """
+    from robopolicy.sim.quadruped.kinematics import level_into_base, rotations
     from robopolicy.sim.quadruped.robots import CONTROL_DT, PHYSICS_DT, SUBSTEPS
 
     n, steps, settle = env.n_envs, round(seconds / CONTROL_DT), round(SETTLE_S / CONTROL_DT)
@@ -145,6 +155,8 @@ def walk(env: "QuadrupedEnv", actor: Actor, seconds: float, seed: int, push: Pus
             force += walking * wrench.norm(dim=1).numpy()
         pushed += walking
         before = env.batch.present.copy()
+        if wrench is not None and level:
+            wrench = torch.from_numpy(level_into_base(rotations(before[:, 4:8]), wrench.double().numpy()))
         if step == settle:
             start[:] = end[:] = before[:, 1:3]
         result = env.step(actor(observations["policy"]), wrench)
@@ -167,12 +179,13 @@ def walk(env: "QuadrupedEnv", actor: Actor, seconds: float, seed: int, push: Pus
         observations = result.observations
     distance = np.hypot(*(end - start).T)
     weight = env.robot.mass * GRAVITY
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Walk(survived, error / counted, energy / (weight * distance), cost / steps, force / pushed, failed)
+    work = np.where(counted > 0, energy / weight, np.nan)
+    with np.errstate(invalid="ignore"):
+        return Walk(survived, error / counted, work, distance, cost / steps, force / pushed, failed)
 
 
 def horizontal(angles: np.ndarray, strength: float) -> np.ndarray:
-    """Forces [..., 3] of one strength in the horizontal directions `angles` [...]."""
+    """Forces [..., 3] of one strength in the horizontal directions `angles` [...] from the heading."""
     return strength * np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], axis=-1)
 
 
@@ -220,6 +233,12 @@ def finite_mean(values: np.ndarray) -> Interval:
     return bootstrap_mean(found) if len(found) else Interval(*(float("nan"),) * 3)
 
 
+def transport(found: Walk) -> Interval:
+    """Cost of transport: work over weight times distance; all NaN when nobody got beyond the first second."""
+    there = np.isfinite(found.work) & np.isfinite(found.distance)
+    return ratio(found.work[there], found.distance[there]) if there.any() else finite_mean(found.work)
+
+
 def point(name: str, value: float, found: Walk) -> Point:
     return Point(name, value, tuple(bool(s) for s in found.survived), finite_mean(found.forward_error))
 
@@ -257,10 +276,18 @@ class Protocol:
                 raise RobopolicyError(f"--levels {level}: terrain levels are 0 to {LEVELS - 1}")
         if self.episodes < 2:
             raise RobopolicyError(f"--episodes {self.episodes}: at least 2 are needed")
+        if self.adversary_iterations < 0 or not 0 <= self.adversary_force <= 2 * weight:
+            raise RobopolicyError(
+                f"--adversary-iterations {self.adversary_iterations}, --adversary-force {self.adversary_force:g}: "
+                f"expected 0 or more, and 0 to {2 * weight:.0f} N, twice the robot's weight"
+            )
         if not 0 < self.speed <= 3:
             raise RobopolicyError(f"--speed {self.speed:g}: expected above 0 and at most 3 m/s")
         for name in ("sudden", "continuous"):
-            for strength in getattr(self, name) or ():
+            strengths = getattr(self, name) or ()
+            if len(set(strengths)) < len(strengths):
+                raise RobopolicyError(f"--{name}: one strength is given twice")
+            for strength in strengths:
                 if not 0 <= strength <= 2 * weight:
                     raise RobopolicyError(
                         f"--{name} {strength:g}: expected 0 to {2 * weight:.0f} N, twice the robot's weight"
@@ -276,8 +303,8 @@ def measure(config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: fl
     protocol.check(weight)
     default = np.linspace(0, 1.2, 7) * weight
     pushes: dict[str, tuple[Callable[[int, float, int], Pusher], list[float], float]] = {
-        "sudden": (sudden, list(protocol.sudden or default.round().tolist()), SUDDEN_S),
-        "continuous": (continuous, list(protocol.continuous or (default / 2).round().tolist()), CONTINUOUS_S),
+        "sudden": (sudden, sorted(protocol.sudden or default.round().tolist()), SUDDEN_S),
+        "continuous": (continuous, sorted(protocol.continuous or (default / 2).round().tolist()), CONTINUOUS_S),
     }
     trials = sum(len(strengths) for _, strengths, _ in pushes.values())
     trials += 1 + len(protocol.terrains) * len(protocol.levels) + bool(protocol.adversary_iterations)
@@ -291,7 +318,7 @@ def measure(config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: fl
         protocol.speed,
         n,
         finite_mean(calm.forward_error),
-        finite_mean(calm.cost_of_transport),
+        transport(calm),
         wilson(int(calm.survived.sum()), n),
         bootstrap_mean(1 - calm.cost),
     )
@@ -311,7 +338,8 @@ def measure(config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: fl
             failed += trial.failed_physics
             bar.update()
     if protocol.adversary_iterations:
-        found.adversary = under_adversary(config, actor, protocol, eta)
+        found.adversary, lost = under_adversary(config, actor, protocol, eta)
+        failed += lost
         bar.update()
     bar.close()
     if protocol.bullet_episodes:
@@ -322,8 +350,8 @@ def measure(config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: fl
 
 def under_adversary(
     config: "QuadrupedConfig", actor: Actor, protocol: Protocol, eta: float | None
-) -> dict[str, float | Interval]:
-    """Trains a disturber against the frozen policy and walks under it."""
+) -> tuple[dict[str, float | Interval], int]:
+    """Trains a disturber against the frozen policy and walks under it; how often physics failed besides."""
     from robopolicy.rl.adversary import AdversaryConfig, train_disturber
     from robopolicy.sim.quadruped.robots import robot
 
@@ -335,7 +363,7 @@ def under_adversary(
     disturber = train_disturber(train, actor, settings, strength, seed, progress=False)
     train.close()
     env = trial_config(config, protocol.speed, CONTINUOUS_S, seed).make(n)
-    trial = walk(env, actor, CONTINUOUS_S, seed, lambda step, observation: disturber(observation))
+    trial = walk(env, actor, CONTINUOUS_S, seed, lambda step, observation: disturber(observation), level=False)
     env.close()
     found: dict[str, float | Interval] = {
         "max_force": strength,
@@ -344,7 +372,7 @@ def under_adversary(
         "force": bootstrap_mean(trial.force),
         "cost_per_newton": ratio(trial.cost, trial.force),
     }
-    return found | ({} if eta is None else {"eta": eta})
+    return found | ({} if eta is None else {"eta": eta}), trial.failed_physics
 
 
 def in_both_simulators(config: "QuadrupedConfig", actor: Actor, protocol: Protocol) -> dict[str, list[Point]]:
@@ -379,7 +407,7 @@ def in_both_simulators(config: "QuadrupedConfig", actor: Actor, protocol: Protoc
             for step in range(steps):
                 with torch.no_grad():
                     action = actor(torch.from_numpy(seen)[None])[0].numpy()
-                seen = bullet.step(action, forces[step, i])
+                seen = bullet.step(action, bullet.level_into_base(forces[step, i]))
                 if bullet.fallen:
                     survived[i] = False
                     break

@@ -101,8 +101,9 @@ class Disturbed:
     """A policy under a disturbance, over all steps of all copies."""
 
     cost: float
-    """Mean of what lacks to the largest task reward, per step; after a failure it counts as all of it until the
-    clock would have ended the episode only where the environment lets the episode go on, so report survival too."""
+    """Mean share of the largest task reward that was lost per step, the unit of `GameConfig.eta`; after a failure it
+    counts as all of it until the clock would have ended the episode only where the environment lets the episode go on,
+    so report survival too."""
     force: float
     """Mean norm of the force, N."""
     falls: int
@@ -148,7 +149,7 @@ def disturbed(env: VecEnv, policy: ActorFunction, push: ActorFunction | None, st
     for _ in range(steps):
         wrench = None if push is None else push(observations["disturber"])
         result = env.step(policy(observations["policy"]), wrench)
-        cost += float((env.task_reward_max - result.task_reward).double().mean())
+        cost += float(1 - result.task_reward.double().mean() / env.task_reward_max)
         force += 0.0 if wrench is None else float(wrench.norm(dim=-1).double().mean())
         falls += int(result.terminated.sum())
         observations = result.observations

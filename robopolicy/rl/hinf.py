@@ -81,6 +81,12 @@ class GameConfig:
                 f"game: random-share and quiet-share must leave copies to the disturber, found {self.random_share:g} "
                 f"and {self.quiet_share:g}"
             )
+        left = env.n_envs - round(self.random_share * env.n_envs) - round(self.quiet_share * env.n_envs)
+        if self.disturbance == "learned" and left < 1:
+            raise RobopolicyError(
+                f"game: random-share {self.random_share:g} and quiet-share {self.quiet_share:g} of {env.n_envs} "
+                "copies leave none to the disturber"
+            )
         if not (0 <= self.curriculum <= 1 and 0 <= self.dual_start <= 1 and self.random_hold > 0):
             raise RobopolicyError(
                 "game: expected curriculum and dual-start within [0, 1] and random-hold above 0, found "

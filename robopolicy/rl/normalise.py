@@ -7,6 +7,9 @@ from torch import Tensor, nn
 CLIP = 10.0
 """Normalised values beyond this are cut off, as in the reference implementations of PPO."""
 EPS = 1e-8
+CONSTANT = 1e-3
+"""An input that deviates by less did not vary: it is centred and not scaled, or its first small change would count as
+an extreme one."""
 
 
 class RunningNormaliser(nn.Module):
@@ -37,7 +40,8 @@ class RunningNormaliser(nn.Module):
 
     def offset_and_scale(self) -> tuple[Tensor, Tensor]:
         """[D] and [D] float32, with which normalised = (x - offset) / scale."""
-        return self.mean.float(), (self.var + EPS).sqrt().float()
+        scale = (self.var + EPS).sqrt().float()
+        return self.mean.float(), torch.where(scale < CONSTANT, torch.ones_like(scale), scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised [..., D], within +-10; when not enabled, mean and variance stay at 0 and 1."""

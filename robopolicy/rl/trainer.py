@@ -25,6 +25,7 @@ from robopolicy.rl.nets import NetConfig
 from robopolicy.rl.ppo import PPO, PPOConfig
 from robopolicy.rl.vec import EnvConfig, check_environment
 from robopolicy.training import checkpoint
+from robopolicy.training.interrupt import StepInterrupt, whole_steps
 from robopolicy.training.logs import MetricsLog
 from robopolicy.training.trainer import TrainResult, mix
 
@@ -79,7 +80,7 @@ class RLTrainer:
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         self.config, self.folder = config, folder
-        self.env = config.env.make(config.n_envs, device)
+        self.env = config.env.of_process(self.rank).make(config.n_envs, device)
         self.env.reset(mix(config.seed, self.rank))
         check_environment(self.env)
         # Equal weights on every process.
@@ -103,7 +104,7 @@ class RLTrainer:
         return self.folder / "checkpoints"
 
     def run(self) -> TrainResult:
-        """Trains to `config.iterations`; an interrupt saves first and then passes on."""
+        """Trains to `config.iterations`; Ctrl-C ends it after the iteration under way, which is saved."""
         config, started = self.config, time.perf_counter()
         log = bar = None
         if self.rank == 0:
@@ -112,37 +113,38 @@ class RLTrainer:
         samples = config.n_envs * config.rollout_steps * self.world
         counted: dict[str, float] = {}
         try:
-            while self.iteration < config.iterations:
-                begin = time.perf_counter()
-                generator = torch.Generator(self.env.device)
-                generator.manual_seed(mix(config.seed, self.iteration, self.rank))
-                found = self.game.iterate(self.iteration, generator)
-                self.iteration += 1
-                if not math.isfinite(found["policy_loss"]):
-                    raise RobopolicyError(
-                        f"the loss became {found['policy_loss']} at iteration {self.iteration}; lower ppo.lr"
-                    )
-                last = self.iteration == config.iterations
-                if log is not None and bar is not None:
-                    bar.update()
-                    for name in [n for n in found if n.startswith("count/")]:
-                        counted[name] = counted.get(name, 0.0) + found[name]
-                    if self.iteration % config.log_every == 0 or last:
-                        found["samples_per_s"] = samples / (time.perf_counter() - begin)
-                        found["samples"] = float(samples * self.iteration)
-                        log.write(self.iteration, found | counted)
-                        counted.clear()
-                        bar.set_postfix_str(
-                            f"reward {found['reward']:.3f}, cost {found['cost']:.3f}, "
-                            f"force {found['force']:.1f} N, {found['samples_per_s']:.0f} samples/s",
-                            refresh=False,
+            # Saving needs all processes, and the others may be anywhere: only alone is it done.
+            with whole_steps(self.world == 1) as step_over:
+                while self.iteration < config.iterations:
+                    begin = time.perf_counter()
+                    generator = torch.Generator(self.env.device)
+                    generator.manual_seed(mix(config.seed, self.iteration, self.rank))
+                    found = self.game.iterate(self.iteration, generator)
+                    self.iteration += 1
+                    if not math.isfinite(found["policy_loss"]):
+                        raise RobopolicyError(
+                            f"the loss became {found['policy_loss']} at iteration {self.iteration}; lower ppo.lr"
                         )
-                if self.iteration % config.save_every == 0 or last:
-                    self._save()
-        except KeyboardInterrupt:
-            # Alone: saving needs all processes, and the others may be anywhere.
-            if self.world == 1 and self.iteration:
-                self._save()
+                    last = self.iteration == config.iterations
+                    if log is not None and bar is not None:
+                        bar.update()
+                        for name in [n for n in found if n.startswith("count/")]:
+                            counted[name] = counted.get(name, 0.0) + found[name]
+                        if self.iteration % config.log_every == 0 or last:
+                            found["samples_per_s"] = samples / (time.perf_counter() - begin)
+                            found["samples"] = float(samples * self.iteration)
+                            log.write(self.iteration, found | counted)
+                            counted.clear()
+                            bar.set_postfix_str(
+                                f"reward {found['reward']:.3f}, cost {found['cost']:.3f}, "
+                                f"force {found['force']:.1f} N, {found['samples_per_s']:.0f} samples/s",
+                                refresh=False,
+                            )
+                    if self.iteration % config.save_every == 0 or last:
+                        self._save()
+                    step_over()
+        except StepInterrupt:
+            self._save()
             raise
         finally:
             if bar is not None:
@@ -162,8 +164,10 @@ class RLTrainer:
             return 0
         path = self.checkpoints / f"{steps[-1]:08d}"
         tensors, values = checkpoint.load_training(path)
+        # Other processes than the first have robots of their own.
+        environment = values["environment"] if self.rank else self.env.fingerprint()
         for what, found, expected in (
-            ("environment", self.env.fingerprint(), values["environment"]),
+            ("environment", environment, values["environment"]),
             ("observations and actions", self.env.features.schema_hash(), values["schema"]),
             ("number of processes", self.world, values["processes"]),
         ):

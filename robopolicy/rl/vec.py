@@ -98,6 +98,10 @@ class EnvConfig:
         """The environment; `reset` it before anything else. Errors: settings that cannot be."""
         raise NotImplementedError
 
+    def of_process(self, rank: int) -> "EnvConfig":
+        """What process `rank` of several makes its copies of; the first one this configuration."""
+        return self
+
 
 def check_environment(env: VecEnv) -> None:
     """Raises when the groups or their shapes do not fit the environment's own description."""

@@ -27,6 +27,7 @@ from robopolicy.training import checkpoint
 from robopolicy.training.config import OptimConfig, TrainConfig
 from robopolicy.training.data import Batches, TrainingData, load_data, observation_of, validation_batch
 from robopolicy.training.ema import ema_decay, ema_update
+from robopolicy.training.interrupt import StepInterrupt, whole_steps
 from robopolicy.training.logs import MetricsLog
 
 Evaluator = Callable[[Policy, int], dict[str, float]]
@@ -164,7 +165,7 @@ class Trainer:
         return self.step
 
     def run(self) -> TrainResult:
-        """Trains to `config.steps`; an interrupt saves first and then passes on."""
+        """Trains to `config.steps`; Ctrl-C ends it after the step under way, which is saved."""
         config, started = self.config, time.perf_counter()
         loss_module: nn.Module = _LossModule(self.policy)
         if self.world > 1:
@@ -179,37 +180,38 @@ class Trainer:
             bar = progress_bar(total=config.steps, initial=self.step, unit="step", desc="train")
         since, waited, window = time.perf_counter(), 0.0, self.step
         try:
-            while self.step < config.steps:
-                before = time.perf_counter()
-                parts = batches(self.step)
-                waited += time.perf_counter() - before
-                values = self._step(loss_module, parts)
-                self.step += 1
-                if bar is not None and log is not None:
-                    bar.update()
-                    if self.step % config.log_every == 0 or self.step == config.steps:
-                        elapsed = time.perf_counter() - since
-                        numbers = {k: float(v) for k, v in values.items()}
-                        numbers["samples_per_s"] = (self.step - window) * config.batch_size / elapsed
-                        numbers["data_share"] = waited / elapsed
-                        if not math.isfinite(numbers["loss"]):
-                            raise RobopolicyError(
-                                f"the loss became {numbers['loss']} at step {self.step}; lower optim.lr or set "
-                                "optim.clip-norm"
+            with whole_steps(self.world == 1) as step_over:
+                while self.step < config.steps:
+                    before = time.perf_counter()
+                    parts = batches(self.step)
+                    waited += time.perf_counter() - before
+                    values = self._step(loss_module, parts)
+                    self.step += 1
+                    if bar is not None and log is not None:
+                        bar.update()
+                        if self.step % config.log_every == 0 or self.step == config.steps:
+                            elapsed = time.perf_counter() - since
+                            numbers = {k: float(v) for k, v in values.items()}
+                            numbers["samples_per_s"] = (self.step - window) * config.batch_size / elapsed
+                            numbers["data_share"] = waited / elapsed
+                            if not math.isfinite(numbers["loss"]):
+                                raise RobopolicyError(
+                                    f"the loss became {numbers['loss']} at step {self.step}; lower optim.lr or set "
+                                    "optim.clip-norm"
+                                )
+                            log.write(self.step, numbers)
+                            bar.set_postfix_str(
+                                f"loss {numbers['loss']:.4f}, {numbers['samples_per_s']:.0f} samples/s, "
+                                f"data {numbers['data_share']:.0%}",
+                                refresh=False,
                             )
-                        log.write(self.step, numbers)
-                        bar.set_postfix_str(
-                            f"loss {numbers['loss']:.4f}, {numbers['samples_per_s']:.0f} samples/s, "
-                            f"data {numbers['data_share']:.0%}",
-                            refresh=False,
-                        )
-                        since, waited, window = time.perf_counter(), 0.0, self.step
-                    paused = time.perf_counter()
-                    self._periodic(log, bar, held_out, parts[0][1])
-                    since += time.perf_counter() - paused
-        except KeyboardInterrupt:
-            if self.rank == 0 and self.step:
-                self._save(parts[0][1])
+                            since, waited, window = time.perf_counter(), 0.0, self.step
+                        paused = time.perf_counter()
+                        self._periodic(log, bar, held_out, parts[0][1])
+                        since += time.perf_counter() - paused
+                    step_over()
+        except StepInterrupt:
+            self._save(parts[0][1])
             raise
         finally:
             batches.close()

@@ -102,6 +102,10 @@ class BulletQuadruped:
             self.fallen |= weight > CONTACT or self._rotation()[2, 2] < self.config.min_upright
         return self.observe()
 
+    def level_into_base(self, force: np.ndarray) -> np.ndarray:
+        """A force [3] of the frame that turns with the heading and stays level, in the base frame."""
+        return kinematics.level_into_base(self._rotation()[None], force[None])[0]
+
     def observe(self) -> np.ndarray:
         """The policy's observation [45] float32."""
         rotation = self._rotation()

@@ -1,6 +1,6 @@
 """What a quadruped environment is made of: commands, randomisation, noise, rewards, terrain."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from robopolicy.errors import RobopolicyError
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HEAVIEST_FORCE = 2.0
 """Times the robot's weight: above, a force throws any policy over and nothing can be learned from it."""
+PROCESS_SEEDS = 10_000_000
+"""Between the seeds of two processes; above those of evaluation."""
 
 
 @dataclass
@@ -114,6 +116,10 @@ class QuadrupedConfig(EnvConfig):
         if device != "cpu":
             raise RobopolicyError(f"the quadruped's physics runs on the cpu, found device {device!r}")
         return QuadrupedEnv(self, n_envs)
+
+    def of_process(self, rank: int) -> "QuadrupedConfig":
+        """Robots and terrain of its own for every process."""
+        return replace(self, seed=self.seed + PROCESS_SEEDS * rank)
 
     def check(self) -> None:
         """Raises RobopolicyError for values that make no sense."""

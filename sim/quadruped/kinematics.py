@@ -27,6 +27,13 @@ def into_world(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.einsum("nij,nj->ni", rotation, vectors)
 
 
+def level_into_base(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Vectors [N, 3] of the frame that turns with the heading and stays level, in the base frames [N, 3, 3]."""
+    turn = yaw(rotation)
+    cosine, sine, (x, y, z) = np.cos(turn), np.sin(turn), vectors.T
+    return into_base(rotation, np.stack([cosine * x - sine * y, sine * x + cosine * y, z], axis=1))
+
+
 def yaw(rotation: np.ndarray) -> np.ndarray:
     """Heading [N] of the base's x axis in the world, rad."""
     return np.asarray(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]))

@@ -1,5 +1,6 @@
 """Locomotion evaluation: pushes as stated and paired, falls counted once, ratios by hand, a page from real trials."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from robopolicy.evaluation.locomotion import (
     Locomotion,
     Point,
     Protocol,
+    Walk,
     continuous,
     measure,
     ratio,
     sudden,
+    transport,
     trial_config,
     walk,
 )
@@ -27,6 +30,7 @@ from robopolicy.rl.actor import deployed
 from robopolicy.rl.nets import GaussianActor, NetConfig
 from robopolicy.rl.normalise import RunningNormaliser
 from robopolicy.sim.quadruped.config import NoiseConfig, QuadrupedConfig, RandomisationConfig
+from robopolicy.sim.quadruped.kinematics import into_world, level_into_base
 from robopolicy.training import checkpoint
 
 A1 = QuadrupedConfig(robot="a1", noise=NoiseConfig.none(), randomisation=RandomisationConfig.none(), threads=1)
@@ -116,6 +120,9 @@ def test_area_by_hand() -> None:
         (Protocol(sudden=(0.0, 300.0)), "--sudden 300: expected 0 to 244 N, twice the robot's weight"),
         (Protocol(terrains=("lava",)), "unknown terrain 'lava'"),
         (Protocol(levels=(10,)), "--levels 10: terrain levels are 0 to 9"),
+        (Protocol(sudden=(50.0, 50.0)), "--sudden: one strength is given twice"),
+        (Protocol(adversary_iterations=-1), "--adversary-iterations -1"),
+        (Protocol(adversary_force=500.0), "--adversary-force 500: expected 0 or more, and 0 to 244 N"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(protocol, message) -> None:
@@ -160,3 +167,60 @@ def test_command_needs_a_quadruped(tmp_path: Path, capsys) -> None:
     target = tmp_path / "o"
     assert main(["eval-locomotion", str(tmp_path / "q"), "--output", str(target), *arguments.split()]) == 0
     assert {"locomotion.json", "report.html", "survival.png"} <= {p.name for p in target.iterdir()}
+
+
+def test_level_forces_stay_horizontal_when_the_trunk_tilts() -> None:
+    """Turned by 90 degrees, then pitched by 30: forward is the world's y, and the base sees a part of it upwards."""
+    c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    pitch = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+    rotation = (turn @ pitch)[None]
+    base = level_into_base(rotation, np.array([[100.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(base, [[100 * c, 0.0, 100 * s]], atol=1e-9)
+    np.testing.assert_allclose(into_world(rotation, base), [[0.0, 100.0, 0.0]], atol=1e-9)
+
+
+def test_pushes_are_horizontal_in_the_world_whatever_the_trunk_does() -> None:
+    env = trial_config(A1, 0.5, 3.0, 0).make(4)
+    seen = []
+    step = env.batch.step
+    env.batch.step = lambda: (seen.append(env.batch.forces.copy()), step())  # type: ignore[func-returns-value]
+    walk(env, stand, 2.5, 0, sudden(4, 60.0, 0))
+    pushed = np.concatenate(seen)
+    pushed = pushed[np.abs(pushed).max(axis=(1, 2)) > 0]
+    np.testing.assert_allclose(pushed[..., 2], 0, atol=1e-4)
+    np.testing.assert_allclose(np.hypot(pushed[..., 0], pushed[..., 1]), 60.0, rtol=1e-5)
+    env.close()
+
+
+def test_cost_of_transport_of_one_robot_that_stays_where_it_is() -> None:
+    work, distance = np.array([1.0, 1.0, np.nan, 1.0]), np.array([2.0, 2.0, np.nan, 0.0])
+    nothing = np.zeros(4)
+    found = transport(Walk(nothing > 0, nothing, work, distance, nothing, nothing, 0))
+    assert found.value == pytest.approx(3 / 4), "three of the four got beyond the first second"
+    nobody = transport(Walk(nothing > 0, nothing, work[2:3], distance[2:3], nothing, nothing, 0))
+    assert np.isnan(nobody.value)
+
+
+def test_strengths_are_measured_in_order_and_kicks_are_off() -> None:
+    kicked = dataclasses.replace(A1, randomisation=dataclasses.replace(RandomisationConfig.none(), kick=1.0))
+    assert trial_config(kicked, 0.5, 3.0, 0).randomisation.kick == 0
+    found = measure(A1, stand, Protocol(2, 0.5, (200.0, 0.0), (0.0,), (), (), adversary_iterations=0))
+    assert [p.value for p in found.sudden] == [0.0, 200.0]
+    assert found.area(found.sudden).value == pytest.approx(0.5)
+
+
+def test_the_adversary_has_the_force_of_the_game_it_was_trained_in(tmp_path: Path) -> None:
+    from robopolicy.commands.eval_locomotion import locomotion_policy
+
+    env = A1.make(1)
+    env.reset(0)
+    net = NetConfig(hidden=(8,))
+    policy = deployed(env, net, GaussianActor(45, 12, net).network.state_dict(), RunningNormaliser(45))
+    golden = {"observation.state": env.observe()["policy"][:1, None]}
+    path = tmp_path / "run" / "checkpoints" / "00000001"
+    checkpoint.save(path, policy, "quadruped", golden, {"environment": to_dict(A1)})
+    game = {"eta": 0.01, "constrained": True, "disturbance": "learned", "max_force": 25.0}
+    (tmp_path / "run" / "train_config.json").write_text(json.dumps({"config": {"game": game}}))
+    _, config, eta = locomotion_policy(path)
+    assert (config.max_force, eta) == (25.0, 0.01)

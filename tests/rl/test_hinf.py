@@ -191,11 +191,13 @@ def test_ratio_of_the_scalar_plant_by_hand() -> None:
         env = ScalarConfig(episode=steps).make(1)
         env.reset(0)
         found = disturbed(env, zero, lambda o: torch.ones(len(o), 1), steps, 0)
-        assert found.ratio == pytest.approx(expected, abs=1e-3)
+        # The plant's cost is absolute, the ratio that of a share of its largest task reward.
+        assert found.ratio * env.task_reward_max == pytest.approx(expected, abs=1e-3)
     signs = iter(random_signs := torch.randint(2, (200, 500, 1), generator=generator()) * 2.0 - 1)
     assert random_signs.mean().abs() < 0.01
-    found = disturbed(ScalarConfig().make(500), zero, lambda o: next(signs), 200, 0)
-    assert found.ratio == pytest.approx(1.34, abs=0.02)
+    env = ScalarConfig().make(500)
+    found = disturbed(env, zero, lambda o: next(signs), 200, 0)
+    assert found.ratio * env.task_reward_max == pytest.approx(1.34, abs=0.02)
 
 
 def test_a_trained_disturber_finds_the_scalar_plants_gain_and_not_more() -> None:
@@ -204,7 +206,7 @@ def test_a_trained_disturber_finds_the_scalar_plants_gain_and_not_more() -> None
     env = ScalarConfig().make(64)
     push = train_disturber(env, zero, config, 1.0, seed=0, progress=False)
     found = disturbed(env, zero, push, 200, seed=1)
-    assert 4.0 < found.ratio < 5.0
+    assert 4.0 < found.ratio * env.task_reward_max < 5.0
 
 
 def proportional(observation: Tensor) -> Tensor:
@@ -404,6 +406,7 @@ def test_failed_physics_is_counted_and_left_out() -> None:
         (GameConfig(eta=float("nan")), "game.eta"),
         (GameConfig(max_force=4.5), "game.max-force: expected 0 to 4 N"),
         (GameConfig(random_share=0.6, quiet_share=0.4), "leave copies to the disturber"),
+        (GameConfig(random_share=0.4, quiet_share=0.45), "of 4 copies leave none to the disturber"),
         (GameConfig(random_hold=0), "random-hold"),
     ],
 )

@@ -198,3 +198,11 @@ def test_running_statistics_equal_those_of_all_values() -> None:
     still.add(values)
     still.update()
     assert torch.equal(still(values / 1000), values / 1000)
+
+
+def test_an_input_that_never_varied_is_centred_and_not_scaled() -> None:
+    normaliser = RunningNormaliser(2)
+    normaliser.add(torch.tensor([[0.5, 3.0], [-0.5, 3.0]]))
+    normaliser.update()
+    found = normaliser(torch.tensor([[0.5, 3.001]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.001]]), atol=1e-5, rtol=0)

@@ -73,7 +73,8 @@ def test_torchscript_is_the_policy(env) -> None:
     physical, about = describe(policy, to_dict(CONFIG))
     module = exported(policy, physical)
     data = torchscript(module, about)
-    assert check(module, data, "torchscript", torch.randn(7, 45)) < 1e-5
+    x = torch.randn(7, 45)
+    assert check(data, "torchscript", x, module(x).detach()) < 1e-5
     extra = {"about.json": ""}
     torch.jit.load(io.BytesIO(data), _extra_files=extra)
     assert json.loads(extra["about.json"])["robot"] == "a1"
@@ -85,7 +86,8 @@ def test_onnx_is_the_policy(env) -> None:
     physical, about = describe(policy, to_dict(CONFIG))
     module = exported(policy, physical)
     data = onnx_file(module, about)
-    assert check(module, data, "onnx", torch.randn(7, 45)) < 1e-5
+    x = torch.randn(7, 45)
+    assert check(data, "onnx", x, module(x).detach()) < 1e-5
     (prop,) = onnx.load_from_string(data).metadata_props
     assert json.loads(prop.value)["robot"] == "a1"
 
@@ -94,9 +96,9 @@ def test_a_file_that_differs_is_refused(env) -> None:
     policy = actor(env)
     module = exported(policy, describe(policy, to_dict(CONFIG))[0])
     data = torchscript(module, {})
-    module.offset += 0.01
+    x = torch.randn(7, 45)
     with pytest.raises(RobopolicyError, match="torchscript file differs from the policy by"):
-        check(module, data, "torchscript", torch.randn(7, 45))
+        check(data, "torchscript", x, module(x).detach() + 0.01)
 
 
 def test_command_writes_a_file_and_its_description(env, tmp_path: Path, capsys) -> None:
@@ -114,3 +116,14 @@ def test_command_writes_a_file_and_its_description(env, tmp_path: Path, capsys) 
     assert {p.name for p in tmp_path.iterdir()} == {"c", "walker.pt", "walker.json"}
     assert main(arguments) == 2
     assert "walker.pt: exists already" in capsys.readouterr().err
+
+
+def test_the_description_does_not_take_the_place_of_the_model(env, tmp_path: Path, capsys) -> None:
+    from robopolicy.cli import main
+
+    golden = {"observation.state": env.observe()["policy"][:1, None]}
+    checkpoint.save(tmp_path / "c", actor(env), "quadruped", golden, {"environment": to_dict(CONFIG)})
+    target = tmp_path / "walker.json"
+    assert main(["export", str(tmp_path / "c"), "--format", "torchscript", "--output", str(target)]) == 2
+    assert "walker.json: the description goes there" in capsys.readouterr().err
+    assert not target.exists()

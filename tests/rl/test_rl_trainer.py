@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from robopolicy.errors import CheckpointError, RobopolicyError
 from robopolicy.recipes_locomotion import LOCOMOTION
 from robopolicy.rl.nets import NetConfig
 from robopolicy.rl.trainer import RLConfig
+from robopolicy.sim.plants import PointMass
+from robopolicy.sim.quadruped.config import QuadrupedConfig
 from robopolicy.training import checkpoint
 from robopolicy.training.logs import read_metrics
 
@@ -185,3 +188,33 @@ def test_two_processes_train_and_resume(tmp_path: Path) -> None:
     cut(tmp_path / "cut", 2)
     with pytest.raises(CheckpointError, match="number of processes: trained with 2, this run has 1"):
         resume(tmp_path / "cut")
+
+
+def test_ctrl_c_finishes_the_iteration_and_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny(), tmp_path / "whole", "test")
+    step, steps = PointMass.step, []
+
+    def interrupted(self: PointMass, *args: object) -> object:
+        steps.append(0)
+        if len(steps) == 2 * 16 + 8:  # In the middle of the third rollout.
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PointMass, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny(), tmp_path / "cut", "test")
+    monkeypatch.setattr(PointMass, "step", step)
+    assert checkpoint.resolve(tmp_path / "cut").name == "00000003"
+    resume(tmp_path / "cut")
+    whole, cut_short = stored(tmp_path / "whole"), stored(tmp_path / "cut")
+    assert whole.keys() == cut_short.keys()
+    assert all(torch.equal(whole[k], cut_short[k]) for k in whole)
+
+
+def test_every_process_has_robots_of_its_own() -> None:
+    config = QuadrupedConfig(robot="a1", threads=1)
+    masses = [[model.body_mass.sum() for model in config.of_process(rank).make(4).batch.models] for rank in (0, 1, 2)]
+    assert masses[0] == [model.body_mass.sum() for model in config.make(4).batch.models]
+    assert len({m for part in masses for m in part}) == 12

@@ -1,6 +1,8 @@
 """Policies trained in stages: each stage its own schedule and parameters, and exact resume in either."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_resume_in_either_stage_ends_with_the_same_bits(
     def interrupted(self: Trainer, *args: object) -> None:
         periodic(self, *args)  # type: ignore[arg-type]
         if self.step == stopped:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     periodic = Trainer._periodic
     monkeypatch.setattr(Trainer, "_periodic", interrupted)

@@ -22,6 +22,7 @@ from robopolicy.errors import CheckpointError, DataError, RobopolicyError
 from robopolicy.training import checkpoint
 from robopolicy.training.config import OptimConfig, TrainConfig
 from robopolicy.training.ema import EMAConfig, ema_decay, ema_update
+from robopolicy.training.interrupt import StepInterrupt, whole_steps
 from robopolicy.training.logs import MetricsLog, read_metrics
 from robopolicy.training.trainer import learning_rate, mix
 
@@ -233,3 +234,44 @@ def test_metrics_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Pa
     log.write(4, {"a": 3.0})
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1}, {"step": 4, "a": 3.0}]
+
+
+def test_ctrl_c_finishes_the_step_and_a_resumed_run_is_the_uninterrupted_one(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robopolicy.training import trainer
+
+    start(config(), tmp_path / "whole", "test")
+    average, calls = trainer.ema_update, []
+
+    def interrupted(*args: object) -> None:
+        calls.append(0)
+        if len(calls) == 6:  # The weights of this step have moved, their average has not.
+            os.kill(os.getpid(), signal.SIGINT)
+        average(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "ema_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(config(), tmp_path / "cut", "test")
+    monkeypatch.setattr(trainer, "ema_update", average)
+    assert checkpoint.steps_saved(tmp_path / "cut" / "checkpoints")[-1] == 6
+    resume(tmp_path / "cut")
+    assert _equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(times: int) -> None:
+        with whole_steps() as step_over:
+            step_over()
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+            step_over()
+
+    with pytest.raises(StepInterrupt):
+        interrupted(1)
+    with pytest.raises(KeyboardInterrupt) as second:
+        interrupted(2)
+    assert second.type is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is before
