@@ -1,5 +1,7 @@
 """A stream of set-points into a driver: it begins where the robot is, and when it dries up the robot brakes."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from robopolicy.hardware.drivers.base import Driver, JointReading
@@ -9,11 +11,11 @@ class SetpointStream:
     """Between set-points that arrive by messages and a connected driver.
 
     The first set-point after a pause has to be within `tolerance` (radians or metres, each joint) of the measured
-    position; farther ones are refused and leave the robot where it stands. Times are those of one steady clock.
+    position; farther ones are refused and leave the robot where it stands. `clock` is a steady one, in seconds.
     """
 
-    def __init__(self, driver: Driver, timeout: float, tolerance: float) -> None:
-        self._driver, self._timeout, self._tolerance = driver, timeout, tolerance
+    def __init__(self, driver: Driver, timeout: float, tolerance: float, clock: Callable[[], float]) -> None:
+        self._driver, self._timeout, self._tolerance, self._clock = driver, timeout, tolerance, clock
         self._sent_at = -np.inf
         self.streaming = False
         self.refused = 0
@@ -21,7 +23,7 @@ class SetpointStream:
         self.dried_up = 0
         """How often set-points stopped coming while the robot followed them."""
 
-    def send(self, time: float, position: np.ndarray) -> bool:
+    def send(self, position: np.ndarray) -> bool:
         """A set-point [n]; whether it was passed on. DriverError as of the driver."""
         if not self.streaming:
             away = np.abs(position - self._driver.read().position)
@@ -31,12 +33,13 @@ class SetpointStream:
             self._driver.start()
             self.streaming = True
         self._driver.send(position)
-        self._sent_at = time
+        # Only now: to start a robot may take longer than the timeout.
+        self._sent_at = self._clock()
         return True
 
-    def tick(self, time: float) -> JointReading:
+    def tick(self) -> JointReading:
         """Brakes when no set-point came for `timeout`, and reads; call it at the control rate."""
-        if self.streaming and time - self._sent_at > self._timeout:
+        if self.streaming and self._clock() - self._sent_at > self._timeout:
             self.streaming = False
             self.dried_up += 1
             self._driver.stop()

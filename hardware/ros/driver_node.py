@@ -60,7 +60,7 @@ class DriverNode(RobotNode):
         driver.connect()
         self._driver = driver
         driver.read()
-        self._stream = SetpointStream(driver, p.deadman_s, p.start_tolerance)
+        self._stream = SetpointStream(driver, p.deadman_s, p.start_tolerance, self.steady)
         self._finger = driver.gripper() if self._gripper else 0.0
         self._failure = ""
         self._states = self.create_publisher(JointState, self._profile.joint_states, SENSOR)
@@ -106,7 +106,7 @@ class DriverNode(RobotNode):
             else:
                 due = max(due + 1 / self.parameters.state_hz, self.steady() - 0.1)
                 try:
-                    self._publish(self._stream.tick(self.steady()))
+                    self._publish(self._stream.tick())
                     if self._gripper and self.steady() - looked_at_gripper > 1 / self.parameters.gripper_hz:
                         looked_at_gripper, self._finger = self.steady(), self._driver.gripper()
                 except DriverError as error:
@@ -126,7 +126,7 @@ class DriverNode(RobotNode):
             values = np.array([values[name] for name in self._arm])
         if self.state == "active" and values.shape == (len(self._arm),) and np.isfinite(values).all():
             try:
-                self._stream.send(self.steady(), values)
+                self._stream.send(values)
             except DriverError as error:
                 self._fail(error)
 

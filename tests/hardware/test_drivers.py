@@ -18,39 +18,69 @@ from robopolicy.hardware.profiles import load_profile, profile_names
 PACKAGES = {"franky": ("franky", "franka"), "ur_rtde": ("rtde_control", "ur")}
 
 
+class Clock:
+    """Seconds, as the test sets them."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_a_stream_begins_near_the_robot_and_not_elsewhere() -> None:
     arm = ArmOfAir()
-    stream = SetpointStream(arm, timeout=0.1, tolerance=0.05)
-    assert not stream.send(0.0, np.full(6, 0.06))
+    stream = SetpointStream(arm, timeout=0.1, tolerance=0.05, clock=Clock())
+    assert not stream.send(np.full(6, 0.06))
     assert arm.calls == []
     assert stream.refused == 1
-    assert stream.send(0.01, np.full(6, 0.04))
+    assert stream.send(np.full(6, 0.04))
     # Once it follows, the steps are the gate's business.
-    assert stream.send(0.02, np.full(6, 0.2))
+    assert stream.send(np.full(6, 0.2))
     assert arm.calls == ["start", "send", "send"]
 
 
 def test_a_stream_that_dries_up_brakes_once_and_may_begin_again() -> None:
-    arm = ArmOfAir()
-    stream = SetpointStream(arm, timeout=0.1, tolerance=0.05)
-    stream.send(0.0, np.full(6, 0.04))
-    stream.tick(0.1)
+    arm, clock = ArmOfAir(), Clock()
+    stream = SetpointStream(arm, timeout=0.1, tolerance=0.05, clock=clock)
+    stream.send(np.full(6, 0.04))
+    clock.now = 0.1
+    stream.tick()
     assert stream.streaming
-    for now in (0.101, 0.2, 5.0):
-        stream.tick(now)
+    for clock.now in (0.101, 0.2, 5.0):
+        stream.tick()
     assert arm.calls == ["start", "send", "stop"]
     assert stream.dried_up == 1
-    assert not stream.send(6.0, np.full(6, 0.1))
-    assert stream.send(6.0, np.full(6, 0.05))
+    clock.now = 6.0
+    assert not stream.send(np.full(6, 0.1))
+    assert stream.send(np.full(6, 0.05))
     assert arm.calls == ["start", "send", "stop", "start", "send"]
+
+
+def test_a_robot_that_is_slow_to_start_has_the_whole_timeout_from_then_on() -> None:
+    clock = Clock()
+
+    class SlowArm(ArmOfAir):
+        def start(self) -> None:
+            super().start()
+            clock.now += 3.0
+
+    arm = SlowArm()
+    stream = SetpointStream(arm, timeout=0.1, tolerance=0.05, clock=clock)
+    stream.send(np.full(6, 0.04))
+    clock.now += 0.09
+    stream.tick()
+    assert arm.calls == ["start", "send"]
+    clock.now += 0.02
+    stream.tick()
+    assert arm.calls == ["start", "send", "stop"]
 
 
 def test_a_robot_that_stopped_by_itself_is_an_error_at_the_next_reading() -> None:
     arm = ArmOfAir()
-    stream = SetpointStream(arm, timeout=0.1, tolerance=0.6)
-    stream.send(0.0, np.full(6, 0.55))
+    stream = SetpointStream(arm, timeout=0.1, tolerance=0.6, clock=Clock())
+    stream.send(np.full(6, 0.55))
     with pytest.raises(DriverError, match=r"^air: protective stop$"):
-        stream.tick(0.01)
+        stream.tick()
 
 
 @pytest.mark.parametrize("bad", [np.zeros(5), np.full(6, np.nan), np.full(6, np.inf)])
