@@ -203,7 +203,9 @@ class InferenceProcess:
             )
         self._connection = Connection(ours.detach())
         self._wake, self._closed = wake, False
-        self._waiting: deque[bytes] = deque([pack("start", {"settings": text(json.dumps(asdict(settings)))})])
+        self._waiting: deque[tuple[str, bytes]] = deque(
+            [("start", pack("start", {"settings": text(json.dumps(asdict(settings)))}))]
+        )
         self._ready_to_send = threading.Condition()
         self._received: deque[tuple[str, Arrays]] = deque()
         self._arrived = threading.Condition()
@@ -230,10 +232,11 @@ class InferenceProcess:
         """Queues a "frame" or a "reset" (after which no earlier frame matters); never waits."""
         with self._ready_to_send:
             if kind == "reset":
-                self._waiting.clear()
+                self._waiting = deque(one for one in self._waiting if one[0] == "start")
             elif len(self._waiting) >= WAITING:
-                self._waiting.popleft()
-            self._waiting.append(pack(kind, arrays))
+                # What begins the process or the episode is never dropped.
+                del self._waiting[next(i for i, (what, _) in enumerate(self._waiting) if what == "frame")]
+            self._waiting.append((kind, pack(kind, arrays)))
             self._ready_to_send.notify()
 
     def poll(self) -> list[tuple[str, Arrays]]:
@@ -250,7 +253,7 @@ class InferenceProcess:
                     self._ready_to_send.wait_for(lambda: bool(self._waiting) or self._closed)
                     if self._closed:
                         return
-                    message = self._waiting.popleft()
+                    _, message = self._waiting.popleft()
                 self._connection.send_bytes(message)
 
     def _read(self) -> None:

@@ -127,6 +127,33 @@ def test_the_process_answers_and_a_backlog_gives_one_chunk_of_the_newest_frame(p
     assert len(ticks) < 20, "not one for every four frames, which would be 75"
 
 
+def test_a_reset_survives_a_backlog(process: Any) -> None:
+    running, woken = process
+    # More than the pipe takes while the process is stopped.
+    padding = {"padding": np.zeros(10**6, np.uint8)}
+    os.kill(running.pid, signal.SIGSTOP)
+    for k in range(301, 306):
+        running.submit("frame", frame(k) | padding)
+    running.submit("reset", {"seed": np.array(12)})
+    for k in range(400, 500):
+        running.submit("frame", frame(k) | {"session": np.array(4)})
+    os.kill(running.pid, signal.SIGCONT)
+    chunks: list[Arrays] = []
+    while not chunks:
+        chunks = [arrays for _, arrays in collect(running, woken, 1) if int(arrays["session"]) == 4]
+    # The first chunk of the episode takes the first noise of its seed; the frame before it has come, or not.
+    last = (int(chunks[0]["tick"]) - int(frame(400)["tick"])) * RATE / 1e9
+    plans = []
+    for begin in (round(last) + 399, round(last) + 400):
+        runner = PolicyRunner(make_policy(), seeds=[12])
+        for k in range(begin, round(last) + 401):
+            arrays = frame(k)
+            observation = {n.removeprefix("observation/"): v[None] for n, v in arrays.items() if n.startswith("obs")}
+            runner.step(observation, time=(k - begin) / RATE, hold=arrays["measured"][None], ask=k == last + 400)
+        plans.append(runner.plan())
+    assert min(float(np.abs(plan - chunks[0]["actions"]).max()) for plan in plans) < 1e-6
+
+
 def test_a_killed_process_is_named_once_and_close_is_quiet(settings: Any) -> None:
     woken = threading.Event()
     running = InferenceProcess(settings(), woken.set)
