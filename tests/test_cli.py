@@ -58,6 +58,9 @@ def test_compare_and_bench_and_info_print(chain: Path, capsys: pytest.CaptureFix
     evaluation = str(chain / "run" / "eval_test_00000020")
     assert _run("compare", evaluation, evaluation) == 0
     assert "2" in capsys.readouterr().out
+    assert _run("compare", evaluation, evaluation, "--json", "True") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["difference"]["value"]) == (2, 0.0)
     assert _run("bench", str(chain / "run"), "--repeats", "2", "--steps", "1", "3", "--batch-sizes", "1") == 0
     assert "p99" in capsys.readouterr().out
     assert _run("data", "info", str(chain / "demos"), "--json", "True") == 0

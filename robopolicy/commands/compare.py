@@ -1,6 +1,7 @@
 """robopolicy compare A B: two evaluations, paired by episode."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -24,4 +25,5 @@ def run(arguments: list[str]) -> None:
     from robopolicy.evaluation.compare import compare
     from robopolicy.evaluation.result import EvalInfo
 
-    print(compare(EvalInfo.load(args.a), EvalInfo.load(args.b)))
+    found = compare(EvalInfo.load(args.a), EvalInfo.load(args.b))
+    print(dumps(asdict(found) | {"conclusion": found.conclusion}, indent=1) if args.json else found)

@@ -36,7 +36,8 @@ class DeployArgs:
     robot: str
     """Robot profile: a name such as sim_pusht or ur5e, or a YAML file."""
     contract: str = ""
-    """YAML file that says which topics are which features; default: the one of the robot."""
+    """YAML file that says which topics are which features, or the name of one that is here; default: the robot's name,
+    of which sim_pusht, sim_a1 and unitree_a1 have one."""
     record: Path | None = None
     """Folder for recordings, which `robopolicy data convert` makes a dataset of."""
     episodes: int = 10

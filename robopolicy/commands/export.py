@@ -23,7 +23,7 @@ class ExportArgs:
     format: Literal["onnx", "torchscript"] = "onnx"
     """onnx needs the extra `onnx`."""
     output: Path | None = None
-    """File; default <policy>.onnx or <policy>.pt in the working directory."""
+    """File; default <robot or task>.onnx or .pt in the working directory."""
 
 
 def run(arguments: list[str]) -> None:

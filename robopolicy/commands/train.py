@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
     """Trains from scratch or resumes, and says where the checkpoint is."""
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = [(n, r.about) for n, r in RECIPES.items()] + [(n, r.about) for n, r in LOCOMOTION.items()]
-        print(HELP.format(recipes="\n".join(f"  {n:<32}{about}" for n, about in listed)))
+        print(HELP.format(recipes="\n".join(f"  {n:<36}{about}" for n, about in listed)))
         return
     if arguments[0] == "--resume" or arguments[0].startswith("--resume="):
         folder = Path(arguments[0].partition("=")[2] or (arguments[1] if len(arguments) > 1 else ""))

@@ -15,7 +15,7 @@ VERBS = {
     "merge": "several datasets as one, in the format of the first",
     "split": "a dataset into several: by fractions, episode numbers or masks",
     "fetch": "a published dataset of the catalog, downloaded and checked; --list shows the catalog",
-    "record": "demonstrations of a scripted expert, as an episode store",
+    "record": "demonstrations of a scripted expert, as an episode store or robomimic HDF5",
 }
 """Each verb is the module of its name in this package, with a function `run(arguments)`."""
 
