@@ -11,7 +11,7 @@ Topics: `action_chunk`, the profile's joint states and `emergency_stop` in; the 
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ from builtin_interfaces.msg import Time as Stamp
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -36,6 +38,9 @@ from robopolicy.hardware.ros.node import COMMAND, LATCHED, SENSOR, NodeParameter
 from robopolicy.hardware.ros.realtime import Periods, run_periodically, settle
 from robopolicy.hardware.safety import SafetyGate
 
+EMERGENCY = [QoSProfile(depth=50, reliability=r) for r in (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT)]
+"""Two subscriptions, for a reliable one does not hear publishers that make best effort, and a best-effort one may lose
+messages of any. Deep, for a press must not be lost to the release that follows it."""
 FUTURE_S = 0.05
 """Stamps may be this much ahead of this node's clock: simulated clocks come in steps, others drift apart a little."""
 CLOCK_STEP_S = 0.5
@@ -62,6 +67,11 @@ class GateNode(RobotNode):
     Parameters: ClassVar[type[NodeParameters]] = GateParameters
     NAME: ClassVar[str] = "gate"
 
+    def __init__(self) -> None:
+        super().__init__()
+        # An emergency stop outlives the configuration, and so does a robot's being held.
+        self._pressed = self._holding = False
+
     def configure(self) -> None:
         p: GateParameters = self.parameters
         if not p.robot:
@@ -70,7 +80,10 @@ class GateNode(RobotNode):
         if p.time_scale != 1 and not profile.simulated:
             raise RobopolicyError(f"time_scale is {p.time_scale}, but robot {profile.name} is not a simulated one")
         config = profile.gate_config(p.speed, RobotGeometry(profile).points if profile.workspace else None)
+        stopped = self.gate.faults.get("emergency_stop") if hasattr(self, "gate") else None
         self.gate = SafetyGate(config)
+        if stopped is not None:
+            self.gate.emergency_stop(stopped)
         self.chunks = ChunkExecutor(
             profile.blended,
             profile.interpolation,
@@ -80,8 +93,9 @@ class GateNode(RobotNode):
         )
         n = len(profile.names)
         self._state, self._renewed = np.zeros(n), np.zeros(n, bool)
-        self._state_at, self._state_stamp = -np.inf, 0
-        self._enabled, self._dry, self._holding, self._pressed = p.enable, p.dry_run, False, False
+        self._state_at, self._state_stamps = -np.inf, np.zeros(n, np.int64)
+        self._enabled, self._dry = p.enable, p.dry_run
+        self._heard: deque[tuple[int, bool]] = deque(maxlen=4 * EMERGENCY[0].depth)
         self._waiting = "no joint states yet"
         self._ros_before: tuple[int, float] | None = None
         self._behind = np.zeros(n, np.int64)
@@ -95,7 +109,8 @@ class GateNode(RobotNode):
         self._status = self.create_publisher(DiagnosticStatus, "gate/status", LATCHED)
         self.create_subscription(JointState, profile.joint_states, self._on_state, SENSOR)
         self.create_subscription(JointTrajectory, "action_chunk", self._on_chunk, COMMAND)
-        self.create_subscription(Bool, "emergency_stop", self._on_emergency_stop, COMMAND)
+        for qos in EMERGENCY:
+            self.create_subscription(Bool, "emergency_stop", self._on_emergency_stop, qos)
         self.create_service(Trigger, "gate/emergency_stop", self._serve_emergency_stop)
         self.create_service(Trigger, "gate/clear", self._serve_clear)
         self.create_service(Trigger, "gate/hold", self._serve_hold)
@@ -205,7 +220,7 @@ class GateNode(RobotNode):
         ahead = passed - steadily
         if passed < 0 or ahead > CLOCK_STEP_S * max(1.0, self.parameters.time_scale):
             self.chunks.clear()
-            self._state_stamp = 0
+            self._state_stamps[:] = 0
             self.gate.report("clock", f"the ROS clock jumped by {ahead:.3f} s")
 
     def _failed(self) -> None:
@@ -230,14 +245,14 @@ class GateNode(RobotNode):
             self.counts["joint states from the future"] += 1
         elif age > self.profile.timeouts.observation:
             self.counts["joint states too old"] += 1
-        elif stamp and stamp < self._state_stamp:
+        elif not (newer := there & ((stamp == 0) | (stamp >= self._state_stamps))).any():
             self.counts["joint states out of order"] += 1
         else:
-            self._state_stamp = stamp
+            # Some robots tell of arm and gripper in messages of their own, which are not equally old.
+            self._state_stamps[newer] = stamp
             self._state_at = max(self._state_at, now - max(age, 0.0))
-            # Some robots tell of arm and gripper in messages of their own.
-            self._state = np.where(there, positions(message, self.profile.names), self._state)
-            self._renewed |= there
+            self._state = np.where(newer, positions(message, self.profile.names), self._state)
+            self._renewed |= newer
             if self._renewed.all() or not np.isfinite(self._state).all():
                 self._renewed[:] = False
                 self._measure()
@@ -269,7 +284,12 @@ class GateNode(RobotNode):
             return
         self.chunks.offer(now, chunk)
 
-    def _on_emergency_stop(self, message: Bool) -> None:
+    def _on_emergency_stop(self, message: Bool, info: MessageInfo) -> None:
+        seen = info["source_timestamp"], message.data
+        if seen[0] and seen in self._heard:
+            # By the other subscription: a press must not come again after its release.
+            return
+        self._heard.append(seen)
         self._pressed = message.data
         if message.data:
             self.gate.emergency_stop("topic emergency_stop")
@@ -318,12 +338,12 @@ class GateNode(RobotNode):
 
     def _serve_dry_run(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         try:
-            # The set-points of a dry run are not where the robot is: begin anew.
-            self.gate.deactivate()
+            # The set-points of a dry run are not where the robot is, and the last command must not stay in force.
+            self._pause()
         except RobopolicyError as error:
             return _answer(response, False, str(error))
         self._dry = request.data
-        if np.isfinite(self._state_at):
+        if self.gate.measured is not None:
             self.gate.measure(self._state_at, self._state)
         return _answer(response, True, "commands are not sent" if request.data else "commands are sent")
 
