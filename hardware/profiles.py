@@ -178,6 +178,11 @@ class RobotProfile:
         if self.gripper is not None and self.gripper.joint not in names:
             raise unknown(f"gripper joint in {where}:", self.gripper.joint, names)
         self._check_commands(where)
+        if self.gains is not None:
+            for name in ("kp", "kd"):
+                if not 0 <= (gain := getattr(self.gains, name)) < np.inf:
+                    raise RobopolicyError(f"{where}: gains.{name} should be finite and not negative, is {gain}")
+            _above_zero(f"{where}: gains.damping", self.gains.damping)
         try:
             config = self.gate_config()
         except RobopolicyError as error:
@@ -297,5 +302,8 @@ def parse_profile(text: str, path: Path) -> RobotProfile:
         raise unknown(f"kind in {path}:", str(kind), KINDS)
     if "source" in data:
         raise unknown(f"field in {path}:", "source", set(RobotProfile.__dataclass_fields__) - {"source"})
-    profile: RobotProfile = from_dict(RobotProfile, data, str(path))
+    try:
+        profile: RobotProfile = from_dict(RobotProfile, data, str(path))
+    except RobopolicyError as error:
+        raise error if str(path) in str(error) else RobopolicyError(f"{path}: {error}") from error
     return replace(profile, kind=kind, source=path)

@@ -118,6 +118,14 @@ def test_the_longest_stop_by_hand() -> None:
         ({"stop_time_s": "margins: {velocity: 2.0}\nstop_time_s"}, "margins.velocity is a share of the limit"),
         ({"stop_time_s": "timeouts: {command: .nan}\nstop_time_s"}, "timeouts.command must be above 0, is nan"),
         ({"stop_time_s": "workspace: {low: [0, 0, 0], high: [1, 1, 1]}\nstop_time_s"}, "workspace needs geometry"),
+        (
+            {"stop_time_s": "gains: {kp: .nan, kd: 1, damping: 1}\nstop_time_s"},
+            r"^arm\.yaml: profile arm: gains\.kp should be finite and not negative, is nan$",
+        ),
+        ({"stop_time_s": "gains: {kp: .inf, kd: 1, damping: 1}\nstop_time_s"}, "gains.kp should be finite"),
+        ({"stop_time_s": "gains: {kp: 0, kd: -0.5, damping: 1}\nstop_time_s"}, "gains.kd .* is -0.5"),
+        ({"stop_time_s": "gains: {kp: 1, kd: 1, damping: 0}\nstop_time_s"}, "gains.damping must be above 0, is 0"),
+        ({"stop_time_s": "gains: {kp: 1, kd: 1, damping: .nan}\nstop_time_s"}, "gains.damping must be above 0"),
         ({"stop_time_s": "source: x\nstop_time_s"}, "unknown field in arm.yaml: 'source'"),
     ],
 )
