@@ -16,6 +16,8 @@ from robopolicy.errors import RobopolicyError
 GRACE_S = 5.0
 """Seconds between SIGINT, SIGTERM and SIGKILL to a process that does not end."""
 LAST_LINES = 20
+PARENT = "ROBOPOLICY_PARENT_PID"
+"""Environment variable with the process id of the one that starts a node, which knows it before the node runs."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Supervisor:
         grace_s: float = GRACE_S,
     ) -> None:
         self.programs, self._say, self._grace_s = tuple(programs), say, grace_s
-        self._environment = dict(os.environ if environment is None else environment)
+        # By this a node sees that whoever started it is gone already.
+        self._environment = dict(os.environ if environment is None else environment) | {PARENT: str(os.getpid())}
         self._running: list[_Running] = []
 
     def __enter__(self) -> "Supervisor":

@@ -53,6 +53,8 @@ class DriverNode(RobotNode):
         p: DriverParameters = self.parameters
         if not p.robot:
             raise RobopolicyError("parameter robot is needed: the name of a robot that has a direct driver")
+        if p.time_scale != 1:
+            raise RobopolicyError(f"time_scale is {p.time_scale}: the time of a real robot is 1")
         self._profile = load_profile(p.robot)
         self._gripper = self._profile.gripper if self._profile.gripper and self._profile.gripper.command else None
         driver = make_driver(self._profile.name, p.address)

@@ -35,6 +35,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 
 from robopolicy.errors import RobopolicyError, did_you_mean, one_line
+from robopolicy.hardware.supervisor import PARENT
 
 T = TypeVar("T")
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -90,8 +91,7 @@ class RobotNode(LifecycleNode):
         self.refused = ""
         """Why the latest transition was refused."""
         self.parameters: Any = self._declared()
-        if self.parameters.time_scale != 1 and not self.get_parameter("use_sim_time").value:
-            raise RobopolicyError(f"time_scale is {self.parameters.time_scale}: only with use_sim_time:=true")
+        _check_time(self.parameters, self.get_parameter("use_sim_time").value)
         self.add_on_set_parameters_callback(self._on_set)
         self.add_post_set_parameters_callback(self._after_set)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -175,8 +175,11 @@ class RobotNode(LifecycleNode):
             if mine and change.name not in runtime and self.state != "unconfigured":
                 reason = f"{change.name} is read when the node is configured, which is {self.state}"
                 return SetParametersResult(successful=False, reason=reason)
+        sim_time = next(
+            (c.value for c in changes if c.name == "use_sim_time"), self.get_parameter("use_sim_time").value
+        )
         try:
-            self._changed(changes)
+            _check_time(self._changed(changes), sim_time)
         except RobopolicyError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -294,6 +297,11 @@ def _checked(one: "Field[Any]", hint: Any, value: Any) -> Any:
     return value
 
 
+def _check_time(parameters: NodeParameters, sim_time: Any) -> None:
+    if parameters.time_scale != 1 and sim_time is not True:
+        raise RobopolicyError(f"time_scale is {parameters.time_scale}: only with use_sim_time:=true")
+
+
 def _outside(hint: Any, value: Any) -> Any:
     """As ROS wants it: a list, and for an empty one its type, which ROS cannot infer."""
     if isinstance(value, tuple):
@@ -315,9 +323,13 @@ def _descriptor(one: "Field[Any]") -> ParameterDescriptor:
 
 
 def end_with_parent() -> None:
-    """Asks the kernel for SIGTERM when the thread that started this process ends, as `ros2 launch` leaves orphans."""
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) or os.getppid() != parent:
+    """Asks the kernel for SIGTERM when the thread that started this process ends, as `ros2 launch` leaves orphans.
+
+    One that has ended before is seen by the variable `PARENT`; without it only from now on.
+    """
+    parent = os.environ.get(PARENT, str(os.getppid()))
+    refused = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if refused or str(os.getppid()) != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -343,7 +355,7 @@ def run(node_class: type[RobotNode], arguments: list[str] | None = None) -> int:
     try:
         if node.parameters.die_with_parent:
             end_with_parent()
-        if node.parameters.autostart and not node.start():
+        if not stop.is_set() and node.parameters.autostart and not node.start():
             code = 1
         else:
             node.spin(executor, stop)

@@ -1,5 +1,6 @@
 """A real robot through its vendor's Python package, in the place of its ROS 2 driver: driver:=direct robot_ip:=..."""
 
+import os
 from pathlib import Path
 
 from launch import LaunchDescription
@@ -39,6 +40,8 @@ def generate_launch_description():
         emulate_tty=True,
         sigterm_timeout="5",
         sigkill_timeout="5",
+        # The node ends when this process is gone before it could ask the kernel for a signal.
+        additional_env={"ROBOPOLICY_PARENT_PID": str(os.getpid())},
     )
 
     return LaunchDescription(

@@ -3,6 +3,7 @@
 One down, all down: when a process ends, other than recorder and cameras, everything ends and `ros2 launch` returns 1.
 """
 
+import os
 from pathlib import Path
 
 from launch import LaunchDescription
@@ -61,6 +62,8 @@ def node(executable, parameters, **options):
         emulate_tty=True,
         sigterm_timeout="5",
         sigkill_timeout="5",
+        # The node ends when this process is gone before it could ask the kernel for a signal.
+        additional_env={"ROBOPOLICY_PARENT_PID": str(os.getpid())},
         **options,
     )
 

@@ -1,5 +1,6 @@
 """The simulated robot `robot`, in the place of a real one and its driver."""
 
+import os
 from pathlib import Path
 
 from launch import LaunchDescription
@@ -47,6 +48,8 @@ def node(executable, parameters, **options):
         emulate_tty=True,
         sigterm_timeout="5",
         sigkill_timeout="5",
+        # The node ends when this process is gone before it could ask the kernel for a signal.
+        additional_env={"ROBOPOLICY_PARENT_PID": str(os.getpid())},
         **options,
     )
 

@@ -37,7 +37,7 @@ NAMES = {
     "launch_ros.parameter_descriptions": ["ParameterFile", "ParameterValue"],
 }
 OPTIONS = {"package", "executable", "name", "namespace", "parameters", "ros_arguments", "output", "emulate_tty"}
-OPTIONS |= {"sigterm_timeout", "sigkill_timeout", "condition"}
+OPTIONS |= {"sigterm_timeout", "sigkill_timeout", "additional_env", "condition"}
 
 
 class Record:

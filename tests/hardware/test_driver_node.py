@@ -150,6 +150,12 @@ def test_of_a_trajectory_it_takes_the_first_point_by_joint_names(graph: Graph, t
     graph.until(arrived, "the first point")
 
 
+def test_time_of_a_real_robot_runs_at_its_own_rate(graph: Graph) -> None:
+    node = start(graph, "use_sim_time:=true", "time_scale:=4.0")
+    assert node.wait() == 1
+    assert "time_scale is 4.0: the time of a real robot is 1" in node.output
+
+
 @pytest.mark.parametrize(
     ("robot", "message"),
     [("ur5", "Did you mean 'ur5e'"), ("xarm7", "the arm has 6"), ("", "parameter robot is needed")],

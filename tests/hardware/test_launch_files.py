@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +15,11 @@ from launch_reader import FOLDER, LaunchError, description, started
 from robopolicy.hardware.drivers import DRIVERS
 from robopolicy.hardware.graph import CONFIG, GraphSettings, nodes
 from robopolicy.hardware.profiles import load_profile, profile_names
+from robopolicy.hardware.supervisor import PARENT
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(FOLDER.rglob("*.launch.py"))
-ALLOWED = {"launch", "launch_ros", "ament_index_python", "pathlib"}
+ALLOWED = {"launch", "launch_ros", "ament_index_python", "os", "pathlib"}
 
 
 def launch_file(robot: str) -> Path:
@@ -83,6 +85,7 @@ def test_nodes_are_executables_of_this_package_that_end_in_time(case: str) -> No
         assert node.name == node.executable, "parameter files name nodes by their executables"
         assert (node.options["sigterm_timeout"], node.options["sigkill_timeout"]) == ("5", "5")
         assert node.options["emulate_tty"]
+        assert node.options["additional_env"] == {PARENT: str(os.getpid())}
         assert [Path(f) for f in node.files] == [ROOT / "launch" / "config" / "params.yaml"]
     assert Path(environment["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
     assert sum(e.kind == "RegisterEventHandler" for e in others) == 1

@@ -17,6 +17,8 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from ros_graph import Graph, ros_graph
 
+from robopolicy.hardware.supervisor import PARENT
+
 graph = pytest.fixture(ros_graph)
 NODE = """
 import sys
@@ -133,6 +135,24 @@ def test_a_managed_node_waits_and_a_refusal_leaves_it_there(graph: Graph) -> Non
     assert "count is 13, expected anything else" in node.output
 
 
+def test_time_runs_at_another_rate_only_in_simulated_time_whenever_it_is_set(graph: Graph) -> None:
+    node = walker(graph, "-p", "autostart:=false")
+
+    def change(name: str, value: ParameterValue) -> str:
+        parameters = [Parameter(name=name, value=value)]
+        result = graph.call(SetParameters, "walker/set_parameters", parameters=parameters).results[0]
+        return str(result.reason) if not result.successful else "set"
+
+    slow = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=0.02)
+    yes, no = (ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=v) for v in (True, False))
+    refused = "time_scale is 0.02: only with use_sim_time:=true"
+    assert change("time_scale", slow) == refused
+    assert change("use_sim_time", yes) == "set"
+    assert change("time_scale", slow) == "set"
+    assert change("use_sim_time", no) == refused
+    assert node.end() == 0
+
+
 def test_ctrl_c_that_comes_again_and_again_is_still_a_clean_end(graph: Graph) -> None:
     """`ros2 launch` passes on what the terminal has already sent, at any moment of the node's end."""
     node = walker(graph)
@@ -154,6 +174,20 @@ def test_it_ends_with_its_parent(graph: Graph) -> None:
     graph.first(DiagnosticArray, "/diagnostics", 10)
     child = int(process.output.split()[0])
     process.kill()
+    graph.until(lambda: not _runs(child), "the end of the child")
+    assert "cleaned up" in process.output
+
+
+def test_it_does_not_outlive_a_parent_that_was_gone_before_it_ran(graph: Graph) -> None:
+    node = f"exec {sys.executable} {graph.folder / 'walker.py'} --ros-args"
+    (graph.folder / "walker.py").write_text(NODE)
+    # The node waits until its parent has ended.
+    wait = f"while kill -0 ${PARENT} 2>/dev/null; do sleep 0.05; done"
+    shell = f'export {PARENT}=$$; sh -c "{wait}; {node}" & echo $!'
+    process = graph.run(["sh", "-c", shell])
+    assert process.wait() == 0
+    # The shell of the test collects nobody: an orphan of a kernel without init stays a zombie.
+    child = int(process.output.split()[0])
     graph.until(lambda: not _runs(child), "the end of the child")
     assert "cleaned up" in process.output
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.hardware.supervisor import ProcessDied, Program, Supervisor
+from robopolicy.hardware.supervisor import PARENT, ProcessDied, Program, Supervisor
 
 # Writes "up" and, when it is asked to end, its name and the signal into the log that all share.
 WELL_BEHAVED = """
@@ -73,6 +73,13 @@ def test_they_end_in_the_opposite_order_of_their_start(tmp_path: Path) -> None:
             lines.wait_for(f"[{name}] up")
         supervisor.check()
     assert log.read_text().splitlines() == ["policy SIGINT", "gate SIGINT", "robot SIGINT"]
+
+
+def test_programs_are_told_who_starts_them() -> None:
+    lines = Lines()
+    code = f"import os, time; print(os.environ[{PARENT!r}] == str(os.getppid()), flush=True); time.sleep(600)"
+    with Supervisor([_program("gate", code)], lines, environment={PARENT: "1"}):
+        lines.wait_for("[gate] True")
 
 
 def test_the_death_of_a_critical_one_is_named_with_its_last_line_and_ends_the_others(tmp_path: Path) -> None:
