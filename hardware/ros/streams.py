@@ -130,7 +130,7 @@ class Streams:
         }
         self._first: dict[str, tuple[int, Any]] = {}
         self._sampler: FrameSampler | None = None
-        self._measured = Resampler("hold", max(self._profile.timeouts.observation, 1 / self.contract.rate_hz) * SECOND)
+        self._measured = self._no_measurements()
         self._joint_values = np.zeros(len(self._profile.names))
         self._joints_known = np.zeros(len(self._profile.names), bool)
         self._start = self._number = 0
@@ -140,6 +140,9 @@ class Streams:
         for topic, message in self._kept.items():
             # It holds since before any tick, wherever the clock is now.
             self._meet(topic, self._topics[topic], 0, message)
+
+    def _no_measurements(self) -> Resampler:
+        return Resampler("hold", max(self._profile.timeouts.observation, 1 / self.contract.rate_hz) * SECOND)
 
     def close(self) -> None:
         """Ends all subscriptions."""
@@ -187,14 +190,17 @@ class Streams:
         header = getattr(message, "header", None)
         header = 0 if header is None else header.stamp.sec * SECOND + header.stamp.nanosec
         stamp = self.contract.message_time(header, now)
+        name = self._topics.get(topic)
+        if name is not None and self._on_change(name):
+            self._kept[topic] = message
+        if self._node.state != "active":
+            # Nobody takes frames, and what comes would pile up; `restart` begins with the messages that are kept.
+            return
         self.messages[topic] += 1
         self._heard[topic] = stamp
         if topic == self._joints and isinstance(message, JointState):
             self._measure(stamp, message)
-        name = self._topics.get(topic)
         if name is not None:
-            if self._on_change(name):
-                self._kept[topic] = message
             if self._sampler is not None:
                 self._sampler.add(name, stamp, message)
             else:
@@ -215,6 +221,9 @@ class Streams:
                 values[i], self._joints_known[i] = message.position[j], True
         self._joint_values = values
         if self._joints_known.all():
+            if self._sampler is None:
+                # A topic that never comes must not make them pile up.
+                self._measured = self._no_measurements()
             self._measured.add(stamp, self._joint_values)
 
     def _meet(self, topic: str, name: str, stamp: int, message: Any) -> None:

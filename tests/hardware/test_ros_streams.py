@@ -1,0 +1,135 @@
+"""The topics of a contract in a node that is not active, or that waits: what it keeps of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs the extra ros2")
+
+import rclpy
+from policy_files import CAMERA, CONTRACT, PROFILE, make_policy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
+from ros_graph import free_domain
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Header
+
+from robopolicy.datasets.contract import parse_contract
+from robopolicy.features import FeatureSpec
+from robopolicy.hardware.profiles import parse_profile
+from robopolicy.hardware.ros.node import RobotNode
+from robopolicy.hardware.ros.sim_node import picture_message
+from robopolicy.hardware.ros.streams import Streams
+
+GOAL = '/goal, type: sensor_msgs/msg/JointState, tolerance_s: .inf, field: "velocity'
+
+
+class Listener(RobotNode):
+    """Streams without a policy, in the process of the test."""
+
+    NAME = "listener"
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.failures: list[str] = []
+        contract = parse_contract(text, Path("contract.yaml"))
+        wanted = FeatureSpec(make_policy(images="image" in text).features.inputs)
+        profile = parse_profile(PROFILE, Path("table.yaml"))
+        self.streams = Streams(self, contract, wanted, profile, lambda: None, self.failures.append)
+
+    def activate(self) -> None:
+        self.streams.restart()
+
+    def hear(self, topic: str, stamp: int) -> None:
+        """A message of two joints, or a picture, as a subscription would hand it over."""
+        header = Header(stamp=Time(nanoseconds=stamp).to_msg())
+        if topic == "/joint_states":
+            values = [0.1, 0.2]
+            message: Any = JointState(header=header, name=["x", "y"], position=values, velocity=values)
+        else:
+            message = picture_message(np.zeros((40, 48, 3), np.uint8), header.stamp, "top")
+        self.streams._take(topic, message)
+
+    @property
+    def kept(self) -> int:
+        """Messages that it holds, of every kind."""
+        streams = self.streams
+        sampler = streams._sampler
+        resamplers = [] if sampler is None else [r for one in sampler._by_topic.values() for r in one]
+        return len(streams._first) + len(streams._kept) + len(streams._measured) + sum(map(len, resamplers))
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    made: list[Listener] = []
+
+    def make(text: str) -> Listener:
+        made.append(Listener(text))
+        return made[-1]
+
+    domain, lock = free_domain()
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    rclpy.init(args=["test"], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        yield make
+    finally:
+        for node in made:
+            node.destroy_node()
+        rclpy.try_shutdown()
+        lock.close()
+
+
+def test_a_node_that_is_not_active_keeps_no_messages(listener: Any) -> None:
+    node = listener(CONTRACT + CAMERA)
+    node.trigger_configure()
+    now: int = node.get_clock().now().nanoseconds
+    for k in range(100):
+        for topic in ("/joint_states", "/top/image_raw"):
+            node.hear(topic, now + k)
+    assert node.kept == 0
+    node.trigger_activate()
+    for topic in ("/joint_states", "/top/image_raw"):
+        node.hear(topic, now + 100)
+    assert node.streams.waiting_for == []
+    node.trigger_deactivate()
+    before = node.kept
+    for k in range(100, 200):
+        for topic in ("/joint_states", "/top/image_raw"):
+            node.hear(topic, now + k)
+    assert node.kept == before
+    assert node.failures == []
+
+
+def test_of_topics_that_speak_only_on_change_the_newest_message_is_kept_until_activation(listener: Any) -> None:
+    goal = CONTRACT.replace('/joint_states, type: sensor_msgs/msg/JointState, field: "velocity', GOAL)
+    assert goal != CONTRACT
+    node = listener(goal)
+    node.trigger_configure()
+    now: int = node.get_clock().now().nanoseconds
+    for value in (1.0, 2.0):
+        message = JointState(name=["x", "y"], position=[0.0, 0.0], velocity=[value, value])
+        message.header.stamp = Time(nanoseconds=now).to_msg()
+        node.streams._take("/goal", message)
+    assert node.kept == 1
+    node.trigger_activate()
+    node.hear("/joint_states", now)
+    assert node.streams.waiting_for == []
+    tick = node.streams.due()
+    np.testing.assert_array_equal(node.streams.frame(tick).values["observation.environment_state"], [2.0, 2.0])
+
+
+def test_measurements_do_not_pile_up_while_a_topic_is_waited_for(listener: Any) -> None:
+    node = listener(CONTRACT + CAMERA)
+    node.trigger_configure()
+    node.trigger_activate()
+    now: int = node.get_clock().now().nanoseconds
+    for k in range(100):
+        node.hear("/joint_states", now + k)
+    assert node.streams.waiting_for == ["/top/image_raw"]
+    assert node.kept == 2, "the newest message and the newest measurement"
+    node.hear("/top/image_raw", now + 99)
+    frame = node.streams.frame(node.streams.due())
+    np.testing.assert_allclose(frame.measured, [0.1, 0.2])
