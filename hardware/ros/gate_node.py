@@ -66,6 +66,7 @@ class GateNode(RobotNode):
 
     Parameters: ClassVar[type[NodeParameters]] = GateParameters
     NAME: ClassVar[str] = "gate"
+    gate: SafetyGate
 
     def __init__(self) -> None:
         super().__init__()
