@@ -73,40 +73,6 @@ def _flat(robot: Robot, method: Method) -> RLConfig:
     # 0.7 of what plain PPO loses per newton to a fresh disturber of that force: 0.0135 on the A1, of 25 N.
     base = GameConfig(eta=0.25 / push, max_force=push, curriculum=0.5, quiet_share=0.3, by_role=True)
     if method == "random":
-        return replace(base, disturbance="random", constrained=False)
-    return replace(base, disturbance="learned", constrained=method == "hinf")
-
-
-def _pointmass(method: Method) -> RLConfig:
-    net = NetConfig(hidden=(64, 64), initial_std=0.5)
-    # A slow actor and a fast disturber: the other way round, the two chase each other and end anywhere.
-    disturber = PPOConfig(lr=1e-3, schedule="fixed", entropy_coef=0.02)
-    return RLConfig(
-        PointMassConfig(),
-        PPOConfig(gamma=0.95, lr=3e-4, schedule="fixed", entropy_coef=0.003, value_clip=0.0, reward_scale=0.05),
-        game(method, GameConfig(eta=0.03, curriculum=0.0, net=net, ppo=disturber)),
-        net,
-        NetConfig(hidden=(64, 64)),
-        n_envs=256,
-        rollout_steps=32,
-        iterations=100,
-        save_every=50,
-    )
-
-
-_PUSH: dict[Robot, float] = {"a1": 25.0, "aliengo": 50.0}
-"""Largest force of the small recipes in N: a fifth of the weight, what the slipperiest ground still holds against."""
-
-
-def _flat(robot: Robot, method: Method) -> RLConfig:
-    # A walk on flat ground, which two cores learn; the published run has 4096 robots and 2000 iterations. Commands go
-    # beyond the 0.5 m/s that are evaluated: where standing still pays almost as much, walking is learned late.
-    commands = CommandConfig(forward=(0.0, 1.0), sideways=(-0.3, 0.3), heading=(-0.8, 0.8))
-    push = _PUSH[robot]
-    # 0.7 of what plain PPO loses per newton to a fresh disturber of that force: 0.0135 on the A1, of 25 N.
-    # Lambda waits for the full force: before, the bound on cost per newton cannot be met, and it would only grow.
-    base = GameConfig(eta=0.25 / push, max_force=push, curriculum=0.5, dual_start=0.5, quiet_share=0.5, by_role=True)
-    if method == "random":
         # Random forces alone are survived better without either.
         base = replace(base, quiet_share=0.1, by_role=False)
     return RLConfig(
