@@ -190,6 +190,8 @@ def test_whatever_arrives_targets_stay_among_the_rows_and_observations_never_go_
         if e.offer(now, offered):
             if e.session != session:
                 stamps = []
+            # One stamp comes out differently by so much when it is carried over from another clock.
+            assert offered.stamp >= max(stamps, default=-np.inf) - STAMP_TOLERANCE - 1e-9
             stamps.append(offered.stamp)
             low, high = min(low, offered.rows[:, 0].min()), max(high, offered.rows[:, 0].max())
             grips |= set(offered.rows[:, 1])
@@ -200,4 +202,3 @@ def test_whatever_arrives_targets_stay_among_the_rows_and_observations_never_go_
             room = 1.0 if interpolation == "hermite" else 1e-12
             assert low - room <= target[0] <= high + room
             assert target[1] in grips
-    assert stamps == sorted(stamps)
