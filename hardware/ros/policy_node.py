@@ -7,6 +7,7 @@ own; here is only what must never wait. Service `policy/reset` starts a new epis
 and the noise starts from the seed, the next one each time.
 """
 
+import math
 import sys
 import time
 import uuid
@@ -39,6 +40,8 @@ from robopolicy.wire import Arrays, untext
 CONTRACTS = Path(__file__).parent / "contracts"
 POLL_S = 0.005
 """How often ticks are looked at that no message settles."""
+SILENCE_S = 5.0
+"""Seconds without a first frame until the log says what for."""
 RECENT = 50
 """Chunks over which latencies are judged."""
 
@@ -116,6 +119,7 @@ class PolicyNode(RobotNode):
             raise RobopolicyError(self._cause)
         self._session, self._number, self._resets = uuid.uuid4().hex[:12], 0, 0
         self._restart()
+        self._complain_at, self._frames_then = self.steady() + SILENCE_S, self._counts["frames"]
         self._find()
 
     def deactivate(self) -> None:
@@ -165,8 +169,17 @@ class PolicyNode(RobotNode):
 
     def _find(self) -> None:
         """Subscribes to topics as their types become known."""
-        if self._streams is not None:
-            self._guarded(self._streams.subscribe)
+        streams = self._streams
+        if streams is None:
+            return
+        self._guarded(streams.subscribe)
+        if self.state == "active" and self._counts["frames"] == self._frames_then and self.steady() > self._complain_at:
+            self._complain_at = math.inf
+            lacking = ", ".join(streams.waiting_for) or "a frame that is complete"
+            if not self.get_clock().now().nanoseconds:
+                lacking = "/clock"
+            heard = ", ".join(f"{count} of {topic}" for topic, count in streams.messages.items())
+            self.get_logger().warning(f"no observation yet: waiting for {lacking}; messages so far: {heard}")
 
     def _look(self) -> None:
         """Sends the frames whose time has come."""

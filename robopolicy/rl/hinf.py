@@ -54,6 +54,10 @@ class GameConfig:
     quiet_share: float = 0.1
     random_hold: int = 10
     """Control steps for which a random force stays as it is."""
+    washout: float = 0.0
+    """Control steps over which the mean of a force that lasts is taken from the disturber's; 0 leaves it. What leans on
+    the robot all the time, a policy that cannot see its velocity answers by walking at another speed than commanded,
+    also where nothing leans."""
     by_role: bool = False
     """Standardise the actor's advantages separately for copies pushed by the disturber, pushed at random and left
     alone. Together, what is lost under pushes drowns the small differences of a gait without any."""
@@ -87,6 +91,8 @@ class GameConfig:
                 f"game: random-share {self.random_share:g} and quiet-share {self.quiet_share:g} of {env.n_envs} "
                 "copies leave none to the disturber"
             )
+        if self.washout and not self.washout >= 1:
+            raise RobopolicyError(f"game.washout: expected 0 or at least 1 control step, found {self.washout:g}")
         if not (0 <= self.curriculum <= 1 and 0 <= self.dual_start <= 1 and self.random_hold > 0):
             raise RobopolicyError(
                 "game: expected curriculum and dual-start within [0, 1] and random-hold above 0, found "
@@ -98,6 +104,16 @@ class GameConfig:
 def ball(raw: Tensor) -> Tensor:
     """`raw` [..., W], pulled back radially to the unit ball where it lies outside."""
     return raw / raw.norm(dim=-1, keepdim=True).clamp_min(1.0)
+
+
+def washed(push: Tensor, lasting: Tensor, steps: float) -> Tensor:
+    """`push` [N, W], without what lasts, in the unit ball; `lasting` [N, W], its mean over `steps`, moves on.
+
+    A first-order high-pass filter, the frequency weight that H-infinity synthesis puts on disturbances.
+    """
+    applied = ball(push - lasting)
+    lasting += (push - lasting) / steps
+    return applied
 
 
 def random_forces(steps: int, copies: int, dim: int, hold: int, generator: torch.Generator) -> Tensor:
@@ -162,6 +178,7 @@ class Game:
         self.buffer = RolloutBuffer(rollout_steps, env.n_envs, shapes, device)
         # Return and length so far of the episode in each copy.
         self.episodes = torch.zeros(2, env.n_envs, device=device)
+        self.lasting = torch.zeros(env.n_envs, env.wrench_dim, device=device)
 
     def force_cap(self, iteration: int) -> float:
         """Largest force of an iteration, in newtons."""
@@ -221,7 +238,11 @@ class Game:
                 push_mean = self.disturber(seen["disturber"])
                 push = self.disturber.sample(push_mean, generator)
                 buffer.put(t, push=push, push_mean=push_mean)
-                wrench = torch.where(by_disturber[:, None], cap * ball(push), wrench)
+                force = ball(push)
+                if self.game.washout:
+                    force = washed(force, self.lasting, self.game.washout)
+                    self.lasting *= by_disturber[:, None]
+                wrench = torch.where(by_disturber[:, None], cap * force, wrench)
             if wrench is not None:
                 buffer.put(t, force=wrench.norm(dim=-1))
             begin = time.perf_counter()
@@ -244,6 +265,7 @@ class Game:
                 buffer.put_final(t, copies[timed_out], final)
                 finished.append(self.episodes[:, copies].clone())
                 self.episodes[:, copies] = 0.0
+                self.lasting[copies] = 0.0
             for name, value in result.info.items():
                 info.setdefault(name, []).append(value)
             observations = result.observations

@@ -184,6 +184,7 @@ class RLTrainer:
         # Cloned: the state of a random generator is read from the beginning of a storage.
         mine = {k: v[self.rank].clone() for k, v in tensors.items() if k.startswith("process.")}
         game.episodes.copy_(mine.pop("process.episodes"))
+        game.lasting.copy_(mine.pop("process.lasting", game.lasting))  # Older checkpoints have none.
         self.env.restore({k.removeprefix("process.env."): v for k, v in mine.items()})
         self.iteration = int(values["step"])
         return self.iteration
@@ -204,7 +205,8 @@ class RLTrainer:
     def _save(self) -> None:
         """Gathers what each process alone knows, and writes the checkpoint on the first."""
         game, path = self.game, self.checkpoints / f"{self.iteration:08d}"
-        own = {"process.episodes": game.episodes} | {f"process.env.{k}": v for k, v in self.env.state().items()}
+        own = {"process.episodes": game.episodes, "process.lasting": game.lasting}
+        own |= {f"process.env.{k}": v for k, v in self.env.state().items()}
         tensors = {k: self._gather(own[k]) for k in sorted(own)}
         if self.rank or path.exists():
             return

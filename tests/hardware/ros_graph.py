@@ -64,6 +64,7 @@ class Graph:
 
     def __init__(self, folder: Path, domain: int) -> None:
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
@@ -80,6 +81,14 @@ class Graph:
         self.node = rclpy.create_node("test", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
+        self.said: dict[str, str] = {}
+        """The newest diagnostics of every node, for failures."""
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._hear, 10)
+
+    def _hear(self, message: Any) -> None:
+        for status in message.status:
+            values = ", ".join(f"{v.key}={v.value}" for v in status.values)
+            self.said[status.name] = f"{status.message}; {values}"
 
     def start(self, module: str, namespace: str = "", files: tuple[Path, ...] = (), **parameters: Any) -> Process:
         """`python -m module` with ROS parameters; `files` are parameter files, given before them."""
@@ -118,13 +127,14 @@ class Graph:
     ) -> Any:
         """Runs callbacks until `holds` returns something true, which is returned; fails after `patience` seconds.
 
-        The failure shows what `describe` says then, and the output of all processes.
+        The failure shows what `describe` says then, the output of all processes and their newest diagnostics.
         """
         end = time.monotonic() + patience
         while not (value := holds()):
             if time.monotonic() > end:
                 logs = "\n".join(f"--- {p.popen.args}\n{p.output[-3000:]}" for p in self.processes)
-                pytest.fail(f"{what} did not come true in {patience} s\n{describe()}\n{logs}")
+                said = "\n".join(f"{name}: {status}" for name, status in self.said.items())
+                pytest.fail(f"{what} did not come true in {patience} s\n{describe()}\n{logs}\n{said}")
             self.executor.spin_once(timeout_sec=0.02)
         return value
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from robopolicy.errors import RobopolicyError
 from robopolicy.features import Feature, FeatureSpec
 from robopolicy.rl.adversary import AdversaryConfig, PushedPolicy, disturbed, train_disturber
 from robopolicy.rl.buffer import gae
-from robopolicy.rl.hinf import Game, GameConfig, ball, combine, random_forces
+from robopolicy.rl.hinf import Game, GameConfig, ball, combine, random_forces, washed
 from robopolicy.rl.lagrange import MultiplierConfig
 from robopolicy.rl.nets import NetConfig
 from robopolicy.rl.ppo import PPO, Batch, PPOConfig, standardise
@@ -127,6 +128,32 @@ def test_forces_stay_in_the_ball(dim: int) -> None:
     torch.testing.assert_close(forces[inside], 100.0 * raw[inside])
     cosine = torch.nn.functional.cosine_similarity(forces, raw)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_a_force_that_lasts_is_washed_out_and_its_end_is_a_push_the_other_way() -> None:
+    lasting = torch.zeros(1, 1)
+    found = [float(washed(torch.tensor([[p]]), lasting, 2.0)) for p in (0.8, 0.8, 0.8, 0.0, -0.8)]
+    # The means are 0, 0.4, 0.6, 0.7 and 0.35; the last difference is -1.15, beyond the ball.
+    np.testing.assert_allclose(found, [0.8, 0.4, 0.2, -0.7, -1.0], atol=1e-6)
+
+
+def test_what_the_disturber_applies_is_washed_out_since_the_beginning_of_the_episode() -> None:
+    env = PointMassConfig(episode=5).make(8)
+    settings = GameConfig(curriculum=0.0, random_share=0.25, quiet_share=0.25, washout=2.0)
+    game = make_game(env, settings, steps=12)
+    assert game.disturber is not None
+    game.disturber.sample = lambda mean, generator: torch.ones_like(mean)  # type: ignore[method-assign]
+    env.reset(0)
+    game._collect(1, generator())
+    ended, force = game.buffer["ended"], game.buffer["force"]
+    assert ended.any()
+    for copy in game.pushed.nonzero()[:, 0]:
+        since = 0
+        for t in range(12):
+            assert float(force[t, copy]) == pytest.approx(4.0 * 0.5**since, abs=1e-5)
+            since = 0 if ended[t, copy] else since + 1
+    assert not game.lasting[~game.pushed].any()
+    assert game.lasting[game.pushed].any()
 
 
 def test_random_forces_are_uniform_held_and_of_equal_length_on_average() -> None:
@@ -408,6 +435,8 @@ def test_failed_physics_is_counted_and_left_out() -> None:
         (GameConfig(random_share=0.6, quiet_share=0.4), "leave copies to the disturber"),
         (GameConfig(random_share=0.4, quiet_share=0.45), "of 4 copies leave none to the disturber"),
         (GameConfig(random_hold=0), "random-hold"),
+        (GameConfig(washout=0.5), "game.washout: expected 0 or at least 1 control step, found 0.5"),
+        (GameConfig(washout=float("nan")), "game.washout"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: GameConfig, message: str) -> None:

@@ -36,6 +36,7 @@ def tiny(**changes: object) -> RLConfig:
     config.actor = config.critic = config.game.net = net
     config.n_envs, config.rollout_steps, config.iterations = 8, 16, 6
     config.save_every, config.log_every, config.game.curriculum = 2, 1, 0.3
+    config.game.washout = 5.0
     # Adapting rates are part of what must be resumed.
     config.ppo.schedule = "adaptive"
     for name, value in changes.items():
