@@ -173,7 +173,8 @@ class PolicyNode(RobotNode):
         if streams is None:
             return
         self._guarded(streams.subscribe)
-        if self.state == "active" and self._counts["frames"] == self._frames_then and self.steady() > self._complain_at:
+        silent = self.state == "active" and self._counts["frames"] == self._frames_then
+        if silent and self.steady() > self._complain_at:
             self._complain_at = math.inf
             lacking = ", ".join(streams.waiting_for) or "a frame that is complete"
             if not self.get_clock().now().nanoseconds:

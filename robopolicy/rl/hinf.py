@@ -55,7 +55,7 @@ class GameConfig:
     random_hold: int = 10
     """Control steps for which a random force stays as it is."""
     washout: float = 0.0
-    """Control steps over which the mean of a force that lasts is taken from the disturber's; 0 leaves it. What leans on
+    """Control steps over which the mean of a lasting force is taken from the disturber's; 0 leaves it. What leans on
     the robot all the time, a policy that cannot see its velocity answers by walking at another speed than commanded,
     also where nothing leans."""
     by_role: bool = False

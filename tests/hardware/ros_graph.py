@@ -132,7 +132,7 @@ class Graph:
         end = time.monotonic() + patience
         while not (value := holds()):
             if time.monotonic() > end:
-                logs = "\n".join(f"--- {p.popen.args}\n{p.output[-3000:]}" for p in self.processes)
+                logs = "\n".join(f"--- {p.popen.args!r}\n{p.output[-3000:]}" for p in self.processes)
                 said = "\n".join(f"{name}: {status}" for name, status in self.said.items())
                 pytest.fail(f"{what} did not come true in {patience} s\n{describe()}\n{logs}\n{said}")
             self.executor.spin_once(timeout_sec=0.02)
