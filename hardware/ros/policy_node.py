@@ -52,7 +52,7 @@ class PolicyParameters(NodeParameters):
 
     robot: str = option("", "robot profile, a name or a YAML file")
     checkpoint: str = option("", "folder of a checkpoint, or of a run whose last one is taken")
-    contract: str = option("", "YAML file that says which topics are which features; empty: the one of the robot")
+    contract: str = option("", "which topics are which features, a YAML file or a name; empty: the robot's")
     arm: str = option("", "YAML file with the arm's model, for policies that command end-effector poses")
     device: str = option("cpu", "device of the policy: cpu, cuda or cuda:N")
     threads: int = option(1, "CPU threads of the policy", low=1, high=256)
