@@ -71,7 +71,7 @@ def _flat(robot: Robot, method: Method) -> RLConfig:
     commands = CommandConfig(forward=(0.0, 1.0), sideways=(-0.3, 0.3), heading=(-0.8, 0.8))
     push = _PUSH[robot]
     # 0.7 of what plain PPO loses per newton to a fresh disturber of that force: 0.0135 on the A1, of 25 N.
-    base = GameConfig(eta=0.25 / push, max_force=push, curriculum=0.5, quiet_share=0.3, by_role=True)
+    base = GameConfig(eta=0.25 / push, max_force=push, curriculum=0.5, quiet_share=0.45, washout=20, by_role=True)
     if method == "random":
         # Random forces alone are survived better without either.
         base = replace(base, quiet_share=0.1, by_role=False)
