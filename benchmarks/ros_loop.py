@@ -9,6 +9,9 @@ on the same observations at the same time, two chains of plain rclpy: `relay` ha
 answers with the same message, a process that sends the newest row on a 50 Hz timer), `echo` is one process that
 answers each observation at once. Observations come at 47 Hz, so that they meet the 50 Hz at every phase.
 
+On every core a witness of higher priority than the gate wakes every 2 ms and writes down when it could not: a gap of
+the gate during which a witness was kept waiting as well is the machine's (a virtual one loses its cores now and then).
+
 Period: differences of the stamps of the set-points, taken where they are sent. Latency: from publishing an
 observation to the arrival of the first command that was computed from it.
 """
@@ -16,6 +19,8 @@ observation to the arrival of the first command that was computed from it.
 import argparse
 import contextlib
 import gc
+import itertools
+import os
 import sys
 import tempfile
 import time
@@ -35,6 +40,8 @@ CODES = 200
 """Observations are told apart by the target that they lead to: 1 px each, modulo this."""
 WARM_UP = 3.0
 CHAINS = ("gate", "relay", "echo")
+WITNESS_S, STALL_S = 0.002, 0.01
+"""How often the witness of a core wakes, and by how much later it is told that the machine did not run."""
 
 
 def policy(topic: str) -> None:
@@ -122,6 +129,34 @@ def busy() -> None:
             network(images)
 
 
+def witness(core: int) -> None:
+    """Writes begin and end, seconds of the system clock, of every time when this core did not run its first task."""
+    os.sched_setaffinity(0, {core})
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(90))
+    gc.disable()
+    before = time.time()
+    while True:
+        time.sleep(WITNESS_S)
+        now = time.time()
+        if now - before > STALL_S:
+            print(before, now, flush=True)
+        before = now
+
+
+def unexplained(stamps: np.ndarray, stalls: list[tuple[float, float]]) -> list[float]:
+    """Gaps of more than two periods, s, that no stall of the machine accounts for.
+
+    A gap less the stalls within it is what it would have been on a machine that ran.
+    """
+    left = []
+    for begin, end in itertools.pairwise(stamps):
+        lost = max((min(end, b) - max(begin, a) for a, b in stalls if a < end and b > begin), default=0.0)
+        if end - begin - lost > 2 / RATE:
+            left.append(float(end - begin))
+    return left
+
+
 def measure(seconds: float) -> dict[str, Any]:
     """Runs all processes; periods [s] by the gate's stamps, latencies [s] by chain, and the gate's last status."""
     from diagnostic_msgs.msg import DiagnosticStatus
@@ -143,6 +178,8 @@ def measure(seconds: float) -> dict[str, Any]:
             gate = graph.start("robopolicy.hardware.ros.gate_node", robot="sim_pusht")
             for role in ("policy", "relay_policy", "relay", "echo", "busy"):
                 graph.run([sys.executable, __file__, "--role", role])
+            cores = sorted(os.sched_getaffinity(0))
+            witnesses = [graph.run([sys.executable, __file__, "--role", "witness", "--core", str(c)]) for c in cores]
             states = node.create_publisher(JointState, "joint_states", 1)
             # Times alone, and no garbage collection of what is there already: this process is the robot too, and
             # collecting over 30,000 kept messages alone takes 36 ms, in which it would be silent.
@@ -189,7 +226,10 @@ def measure(seconds: float) -> dict[str, Any]:
             end = _numbers(statuses[-1])
             if end.get("faults") or not gate.alive:
                 raise SystemExit(f"the gate did not run through: {statuses[-1].message}\n{gate.output}")
+            lines = [line.split() for w in witnesses for line in w.output.splitlines()]
             return {
+                "stamps": np.array(stamps),
+                "stalls": [(float(a), float(b)) for a, b in lines],
                 "periods": np.diff(np.array(stamps)),
                 "latency": {chain: np.array(v) for chain, v in found.items()},
                 "gaps": int(float(end["gaps of two periods"])) - int(float(begin["gaps of two periods"])),
@@ -225,7 +265,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--role", choices=("policy", "relay_policy", "relay", "echo", "busy"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--role", choices=("policy", "relay_policy", "relay", "echo", "busy", "witness"), help=argparse.SUPPRESS
+    )
+    parser.add_argument("--core", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     roles = {
         "policy": lambda: policy("action_chunk"),
@@ -233,6 +276,7 @@ def main() -> None:
         "relay": relay,
         "echo": echo,
         "busy": busy,
+        "witness": lambda: witness(args.core),
     }
     if args.role:
         roles[args.role]()
@@ -245,7 +289,13 @@ def main() -> None:
     overhead = float(np.median(latency["gate"]) - np.median(latency["relay"]))
     over_echo = float(np.median(latency["gate"]) - np.median(latency["echo"]))
     print(f"period error p50 {np.median(errors):.3f} p99 {p99:.3f} max {errors.max():.3f} ms, n = {len(errors)}")
-    print(f"gaps of more than two periods: {run['gaps']}; real-time scheduling: {run['real_time']}")
+    ours = unexplained(run["stamps"], run["stalls"])
+    inside = [b - a for a, b in run["stalls"] if a < run["stamps"][-1] and b > run["stamps"][0]]
+    gaps = (
+        f"gaps of more than two periods: {run['gaps']}, of which {len(ours)} without the machine standing still; "
+        f"its cores stood still {len(inside)} times, at most {1e3 * max(inside, default=0.0):.1f} ms"
+    )
+    print(f"{gaps}; real-time scheduling: {run['real_time']}")
     print(f"observation to command, ms: {table}")
     print(f"over plain rclpy of the same structure {overhead:.2f} ms, over a plain echo {over_echo:.2f} ms (p50)")
     if not args.record:
@@ -256,13 +306,13 @@ def main() -> None:
     record(
         "ros2_period_p99_ms", command, p99, low, high, "ms", len(errors),
         note=f"99th percentile of the error of the gate's 50 Hz period, {scheduling}, beside a process that runs a "
-        f"network all the time. Largest {errors.max():.2f} ms; gaps of more than two periods: {run['gaps']}.",
-        gaps=run["gaps"], largest_ms=float(errors.max()),
+        f"network all the time. Largest {errors.max():.2f} ms; {gaps}.",
+        gaps=run["gaps"], gaps_of_ours=len(ours), stalls=len(inside), largest_ms=float(errors.max()),
     )  # fmt: skip
-    ours, peer = latency["gate"], latency["relay"]
-    low, high = resampled([ours, peer], lambda a, b: float(np.median(a) - np.median(b)))
+    gate, peer = latency["gate"], latency["relay"]
+    low, high = resampled([gate, peer], lambda a, b: float(np.median(a) - np.median(b)))
     record(
-        "ros2_latency_overhead_p50_ms", command, overhead, low, high, "ms", len(ours),
+        "ros2_latency_overhead_p50_ms", command, overhead, low, high, "ms", len(gate),
         peer="plain rclpy: the same messages, processes and rate",
         note=f"Median latency from observation to command through the gate, minus that of plain rclpy nodes of the "
         f"same structure on the same observations; ms: {table}. Both wait for the next 50 Hz period, 10 ms on "
