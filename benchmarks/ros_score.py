@@ -1,10 +1,15 @@
 """One checkpoint of PushT through the whole ROS 2 graph and in plain evaluation, on the same episodes.
 
-    python benchmarks/ros_score.py CHECKPOINT [--episodes 30] [--time-scale 1] [--record]
+    python benchmarks/ros_score.py CHECKPOINT [--episodes 30] [--time-scale 1] [--check] [--record]
 
 The graph is that of `robopolicy deploy`: simulated robot, safety gate, policy and recorder as processes over DDS. Its
 simulation runs on its own clock, so that inference and transport take the time that they take. What is recorded on the
 way is converted afterwards, and must hold every episode.
+
+With --check, as the continuous integration runs it, the exit status is 1 if an episode is missing from the recordings
+or the graph is clearly worse: the whole interval of the paired difference below -0.05. Two runs that do not differ at
+all would leave each other's intervals by chance in one of six cases, which is why that alone is printed and not an
+error.
 """
 
 import argparse
@@ -21,6 +26,8 @@ from robopolicy.datasets.detect import open_source
 from robopolicy.evaluation.statistics import bootstrap_mean, paired_bootstrap
 from robopolicy.sim.task import TEST_SEEDS
 
+MARGIN = 0.05
+"""How much lower the graph may score, surely, before --check fails."""
 ROBOPOLICY = [sys.executable, "-m", "robopolicy"]
 
 
@@ -47,6 +54,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--time-scale", type=float, default=1.0)
     parser.add_argument("--keep", type=Path, help="folder for the recordings and both results")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if the graph is clearly worse or its records are not whole"
+    )
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,6 +91,8 @@ def main() -> None:
             plain_scores=a,
             graph_scores=b,
         )
+    if args.check and (episodes < len(graph) or difference.high < -MARGIN):
+        sys.exit(f"failed: {episodes} of {len(graph)} episodes recorded, graph - plain at most {difference.high:.3f}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             raise unknown("verb", verb, VERBS)
         run: Callable[[list[str]], None] = import_module(f"robopolicy.commands.{VERBS[verb][0]}").run
         run(rest)
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            # Under torchrun or any other launcher.
             _leave()
         return 0
     except RobopolicyError as error:

@@ -112,6 +112,12 @@ def latest(graph: Graph) -> Any:
     return newest
 
 
+def test_a_node_without_a_robot_says_what_it_waits_for(graph: Graph, files: dict[str, Path]) -> None:
+    node = start(graph, files)
+    graph.until(lambda: "no observation yet" in node.output, "the warning")
+    assert "waiting for /joint_states; messages so far: 0 of /joint_states" in node.output
+
+
 def test_chunks_are_those_of_the_runner_on_the_same_frames_and_reset_starts_anew(
     graph: Graph, files: dict[str, Path]
 ) -> None:

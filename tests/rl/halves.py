@@ -1,5 +1,6 @@
 """One update of PPO on the part of a batch that belongs to this process; as a script, with a process group."""
 
+import os
 import sys
 
 import torch
@@ -41,3 +42,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     torch.save(updated(dist.get_rank(), dist.get_world_size()), f"{sys.argv[1]}/{dist.get_rank()}.pt")
     dist.destroy_process_group()
+    # Threads of gloo may outlive the group and abort the interpreter's end.
+    os._exit(0)
