@@ -319,9 +319,7 @@ class Game:
             numbers = self.disturber_ppo.update(batch.select(pushed.flatten()), generator)
             found |= {f"disturber/{k}": v for k, v in numbers.items()}
         weight = self.multiplier.value if self.constrained else 0.0
-        advantage = self._standardised(advantages[..., 0], valid)
-        if weight:
-            advantage = combine(advantage, self._standardised(advantages[..., 1], valid), weight)
+        advantage = self._actor_advantage(advantages, valid, weight)
         batch = self._batch("policy", "action", self.actor, advantage)
         batch.critic_observation = buffer.flat("critic")
         batch.value, batch.returns = values.flatten(0, 1), returns.flatten(0, 1)
@@ -335,6 +333,16 @@ class Game:
         for normaliser in self.normalisers.values():
             normaliser.update()
         return found
+
+    def _actor_advantage(self, advantages: Tensor, valid: Tensor, weight: float) -> Tensor:
+        """What the actor climbs, [T, N]: its reward and, where the disturber pushes, lambda times the task's.
+
+        The bound is on the cost under the disturber: elsewhere lambda would only trade smoothness for the task.
+        """
+        reward = self._standardised(advantages[..., 0], valid)
+        if not weight:
+            return reward
+        return torch.where(self.pushed, combine(reward, self._standardised(advantages[..., 1], valid), weight), reward)
 
     def _standardised(self, advantages: Tensor, valid: Tensor) -> Tensor:
         """The actor's advantages [T, N] with mean 0 and deviation 1, over all copies or over those of each role."""

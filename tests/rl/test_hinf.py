@@ -324,6 +324,19 @@ def test_advantages_standardised_by_role_have_unit_deviation_in_each() -> None:
     assert torch.equal(found[~valid], torch.zeros(1))
 
 
+def test_lambda_acts_where_the_disturber_pushes_and_nowhere_else() -> None:
+    game = make_game(PointMassConfig().make(16), GameConfig(random_share=0.25, quiet_share=0.25))
+    game._collect(1, generator())
+    advantages = torch.randn(8, 16, 2, generator=generator())
+    valid = torch.ones(8, 16, dtype=torch.bool)
+    reward, task = (standardise(advantages[..., i], valid) for i in range(2))
+    assert torch.equal(game._actor_advantage(advantages, valid, 0.0), reward)
+    found = game._actor_advantage(advantages, valid, 3.0)
+    assert int(game.pushed.sum()) == 8
+    torch.testing.assert_close(found[:, game.pushed], ((reward + 3 * task) / 4)[:, game.pushed])
+    assert torch.equal(found[:, ~game.pushed], reward[:, ~game.pushed])
+
+
 def test_with_fixed_lambda_the_gradient_is_ppos_on_the_weighted_reward() -> None:
     """Un-standardised advantages, no failures: A_R + lambda A_T is the advantage of r + lambda r_task."""
     weight = 2.5
