@@ -35,6 +35,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 
 from robopolicy.errors import RobopolicyError, did_you_mean, one_line
+from robopolicy.hardware.ros.ports import past_the_dead
 from robopolicy.hardware.supervisor import PARENT
 
 T = TypeVar("T")
@@ -342,9 +343,10 @@ def run(node_class: type[RobotNode], arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        # The handlers of rclpy end one process in six with an error when they race with a callback.
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = node_class()
+        with past_the_dead():
+            # The handlers of rclpy end one process in six with an error when they race with a callback.
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = node_class()
     except (RobopolicyError, RuntimeError) as error:
         print(f"{node_class.NAME}: {one_line(error)}", file=sys.stderr)
         rclpy.try_shutdown()
