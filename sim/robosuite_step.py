@@ -17,11 +17,9 @@ class ArmTorques:
     """
 
     def __init__(self, env: Any, robot: Any) -> None:
-        from robosuite.utils import control_utils
+        from robopolicy.sim.robosuite_torques import write_torques
 
-        self._opspace = control_utils.opspace_matrices
-        self._nullspace = control_utils.nullspace_torques
-        self._orientation_error = control_utils.orientation_error
+        self._write_torques = write_torques
         self._controller: Any = robot.part_controllers["right"]
         self._model, data = env.sim.model._model, env.sim.data._data
         self._data = data
@@ -37,10 +35,9 @@ class ArmTorques:
         self._finger_ctrl = data.ctrl[fingers]
         self._finger_low, self._finger_high = self._model.actuator_ctrlrange[fingers].T.copy()
         self._low, self._high = self._model.actuator_ctrlrange[actuators].T.copy()
-        joints, nv = len(self._joint_pos), self._model.nv
+        nv = self._model.nv
         self._translation, self._rotation = np.zeros((3, nv)), np.zeros((3, nv))
-        self._inertia, self._wrench = np.zeros((nv, nv)), np.zeros(6)
-        self._j_pos, self._j_ori, self._j_full = np.zeros((3, joints)), np.zeros((3, joints)), np.zeros((6, joints))
+        self._inertia = np.zeros((nv, nv))
 
     def command(self, action: np.ndarray) -> None:
         """Gives the controllers of arm and fingers an action [7] in the present state."""
@@ -61,35 +58,35 @@ class ArmTorques:
         if controller.input_ref_frame == "base":
             self._goal_position = controller.origin_pos + np.dot(controller.origin_ori, controller.goal_pos)
             self._goal_orientation = np.dot(controller.origin_ori, controller.goal_ori)
-        self._stiffness, self._damping = (
-            (controller.kp[:3], controller.kp[3:6]),
-            (controller.kd[:3], controller.kd[3:6]),
-        )
+        self._stiffness, self._damping = np.asarray(controller.kp, float), np.asarray(controller.kd, float)
 
     def apply(self) -> None:
         """Writes the torques for the present state into the simulator's controls."""
         import mujoco
 
-        controller, dofs, wrench = self._controller, self._dofs, self._wrench
         mujoco.mj_jacSite(self._model, self._data, self._translation, self._rotation, self._site)
-        self._j_full[:3] = self._j_pos[:] = self._translation[:, dofs]
-        self._j_full[3:] = self._j_ori[:] = self._rotation[:, dofs]
         mujoco.mj_fullM(self._model, self._inertia, self._packed_inertia)
-        # Column-major as numpy's indexing with two lists leaves it, which decides the order of sums.
-        inertia = np.asfortranarray(self._inertia[dofs, dofs])
-        (kp, kp_turn), (kd, kd_turn) = self._stiffness, self._damping
-        force = (self._goal_position - self._position) * kp - np.dot(self._translation, self._velocity) * kd
-        error = self._orientation_error(self._goal_orientation, self._orientation)
-        torque = error * kp_turn - np.dot(self._rotation, self._velocity) * kd_turn
-        full, position, rotation, nullspace = self._opspace(inertia, self._j_full, self._j_pos, self._j_ori)
-        if controller.uncoupling:
-            np.dot(position, force, out=wrench[:3])
-            np.dot(rotation, torque, out=wrench[3:])
-        else:
-            np.dot(full, np.concatenate([force, torque]), out=wrench)
-        torques = np.dot(self._j_full.T, wrench) + self._bias
-        torques += self._nullspace(inertia, nullspace, controller.initial_joint, self._joint_pos, self._joint_vel)
-        np.minimum(np.maximum(torques, self._low, out=torques), self._high, out=self._ctrl)
+        self._write_torques(
+            self._ctrl,
+            self._inertia,
+            self._translation,
+            self._rotation,
+            self._dofs.start,
+            self._joint_pos,
+            self._joint_vel,
+            self._velocity,
+            self._bias,
+            self._position,
+            self._orientation,
+            self._goal_position,
+            self._goal_orientation,
+            self._stiffness,
+            self._damping,
+            self._controller.uncoupling,
+            self._controller.initial_joint,
+            self._low,
+            self._high,
+        )
 
 
 class FastStep:
