@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+JOBS ?= 2
 # libgl1 and libglib2.0-0 are what `import cv2` needs.
 SYSTEM_PACKAGES = libgl1 libglib2.0-0
 # What the tests of every extra need besides: compilers for packages without wheels, and headless drawing.
@@ -16,8 +17,10 @@ export PYGAME_HIDE_SUPPORT_PROMPT = 1
 demo: $(VENV)/.demo
 	$(BIN)/robopolicy demo
 
+# Tests of robots start graphs of several processes with clocks: they have the machine for themselves.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/hardware
+	$(BIN)/python -m pytest tests/hardware
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -49,7 +49,8 @@ class Attention(nn.Module):
         # Written out: with tens of tokens the fused kernels of torch cost a CPU several times as much.
         scores = q @ k.mT
         if mask is not None:
-            scores = scores + mask
+            # Scores in half precision stay so: most of the time of a training step is spent on passing over them.
+            scores = scores + mask.to(scores.dtype)
         y = scores.softmax(-1).to(v.dtype) @ v
         return self.out(y.transpose(1, 2).flatten(2)), k, v
 
