@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -10,7 +11,8 @@ from robopolicy.errors import RobopolicyError
 
 @dataclass
 class ImportArgs:
-    """Converts a checkpoint of robomimic 0.2 or 0.3 (BC or BC-RNN, with or without GMM, on states) into a run.
+    """Converts a checkpoint of robomimic on states into a run: BC or BC-RNN, with or without GMM (robomimic 0.2 and
+    0.3), or a diffusion policy (0.5).
 
     The file is read without running anything in it, and without robomimic. The run can be evaluated like any other.
     """
@@ -53,5 +55,12 @@ def run(arguments: list[str]) -> None:
         path = folder / "checkpoints" / "00000000"
         checkpoint.save(path, policy, task, observation, {"imported": str(args.file), "robomimic": about})
         checkpoint.link_last(path)
-    print(f"imported {args.file} as {policy.config.kind} ({policy.config.cell}, {policy.config.head}): {args.output}")
+    print(f"imported {args.file} as {_description(policy.config)}: {args.output}")
     print(f"next: robopolicy eval {args.output}")
+
+
+def _description(config: Any) -> str:
+    if config.kind == "diffusion":
+        chunk = f"chunks of {config.horizon}, {config.n_action_steps} executed"
+        return f"diffusion ({config.network.kind}, {config.sampler.steps} steps of {config.sampler.name}, {chunk})"
+    return f"{config.kind} ({config.cell}, {config.head})"

@@ -59,7 +59,7 @@ def ddim(
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16); eta = 1 is DDPM.
 
-    `clip` limits the clean chunk that each step is built on, not the noise added back to it, as diffusers' DDIM does by
+    `clip` limits the clean chunk that each step is built on, not the noise left on it, as diffusers' DDIM does by
     default; a denoiser that clips limits both.
     """
     draw = _source("ddim", noise, eta > 0)
