@@ -220,7 +220,7 @@ def action_control(config: Table, sizes: tuple[int, ...], control: Control | Non
     formats = [o.get("format") for o in own]
     if "rot_6d" not in formats:
         return control
-    turned = {o.get("convert_at_runtime", "rot_axis_angle") for o in own if o.get("format") == "rot_6d"}
+    turned = {str(o.get("convert_at_runtime", "rot_axis_angle")) for o in own if o.get("format") == "rot_6d"}
     arms = len(sizes) // 3
     # Our tasks take the six numbers as they are, and convert them as robomimic does before the simulator.
     if (
@@ -232,7 +232,7 @@ def action_control(config: Table, sizes: tuple[int, ...], control: Control | Non
     ):
         raise CheckpointError(
             f"{config.path}: config.train.action_keys {keys} of sizes {list(sizes)} have rotations of the format "
-            f"rot_6d, made {', '.join(map(str, turned))} for {control.mode if control else 'unknown'} control; known "
+            f"rot_6d, made {', '.join(sorted(turned))} for {control.mode if control else 'unknown'} control; known "
             "are position, rotation and gripper of sizes 3, 6 and 1, made rot_axis_angle for absolute control of poses"
         )
     return replace(control, rotation="rot6d")

@@ -1,7 +1,6 @@
 """What is in a robomimic checkpoint, read without robomimic and without running anything that the file holds."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,9 @@ class Table:
         """`size` finite numbers, or any number of them; robomimic has them in one row of a nested list."""
         found = self.get(key, list)
         row = found[0] if len(found) == 1 and isinstance(found[0], list) else found
-        good = [float(v) for v in row if isinstance(v, int | float) and math.isfinite(v) and (not positive or v > 0)]
+        # As float32 they must stay numbers, and divisors must not become 0.
+        least = 1e-30 if positive else -1e30
+        good = [float(v) for v in row if isinstance(v, int | float) and least <= v <= 1e30]
         if len(good) != len(row) or size not in (None, len(row)):
             count = "" if size is None else f"{size} "
             raise CheckpointError(
