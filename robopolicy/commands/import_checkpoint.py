@@ -1,5 +1,6 @@
 """robopolicy import FILE.pth OUTPUT: a checkpoint of robomimic as one of ours."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,21 @@ def run(arguments: list[str]) -> None:
         checkpoint.save(path, policy, task, observation, {"imported": str(args.file), "robomimic": about})
         checkpoint.link_last(path)
     print(f"imported {args.file} as {_description(policy.config)}: {args.output}")
+    if older := _older_robosuite(policy, about["env_metadata"]):
+        print(
+            f"warning: trained on robosuite {older}, which orders the numbers of `object` differently from the 1.5 of "
+            "our tasks (docs/robomimic.md); unless its data were read in the order of 1.5, evaluations mean nothing"
+        )
     print(f"next: robopolicy eval {args.output}")
+
+
+def _older_robosuite(policy: Any, env: dict[str, Any]) -> str | None:
+    """The version of robosuite before 1.5 that a policy with `object` among its inputs was trained on."""
+    version = str(env.get("env_version"))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if env.get("type") != 1 or numbers is None or "observation.object" not in policy.features:
+        return None
+    return version if tuple(map(int, numbers.groups())) < (1, 5) else None
 
 
 def _description(config: Any) -> str:

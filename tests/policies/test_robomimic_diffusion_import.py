@@ -177,6 +177,7 @@ def test_a_checkpoint_becomes_a_run_of_ours(tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "as diffusion (unet, 20 steps of ddpm, chunks of 8, 3 executed)" in out
     assert f"next: robopolicy eval {tmp_path / 'run'}" in out
+    assert "warning" not in out
     policy, about = checkpoint.load(tmp_path / "run")
     assert about["task"] == "robomimic-lift"
     assert about["provenance"]["robomimic"] == {"algorithm": "diffusion_policy", "env_metadata": environment()}
@@ -196,6 +197,12 @@ def test_a_checkpoint_becomes_a_run_of_ours(tmp_path: Path, capsys: pytest.Captu
     expected = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
     assert torch.allclose(policy.normalizer.normalize("observation.object", values), expected, atol=1e-6)
     assert torch.allclose(policy.normalizer.unnormalize("action", torch.ones(7))[:3], torch.tensor([2.5, 0.5, 0.5]))
+
+
+def test_states_of_an_older_robosuite_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = contents(env_metadata=environment() | {"env_version": "1.4.1"})
+    assert main(["import", str(written(tmp_path / "model.pth", saved)), str(tmp_path / "run")]) == 0
+    assert "warning: trained on robosuite 1.4.1, which orders the numbers of `object`" in capsys.readouterr().out
 
 
 def test_the_denoiser_says_what_robomimics_network_says(tmp_path: Path) -> None:
