@@ -1,7 +1,9 @@
 """robopolicy import FILE.pth OUTPUT: a checkpoint of robomimic as one of ours."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -10,7 +12,8 @@ from robopolicy.errors import RobopolicyError
 
 @dataclass
 class ImportArgs:
-    """Converts a checkpoint of robomimic 0.2 or 0.3 (BC or BC-RNN, with or without GMM, on states) into a run.
+    """Converts a checkpoint of robomimic on states into a run: BC or BC-RNN, with or without GMM (robomimic 0.2 and
+    0.3), or a diffusion policy (0.5).
 
     The file is read without running anything in it, and without robomimic. The run can be evaluated like any other.
     """
@@ -53,5 +56,26 @@ def run(arguments: list[str]) -> None:
         path = folder / "checkpoints" / "00000000"
         checkpoint.save(path, policy, task, observation, {"imported": str(args.file), "robomimic": about})
         checkpoint.link_last(path)
-    print(f"imported {args.file} as {policy.config.kind} ({policy.config.cell}, {policy.config.head}): {args.output}")
+    print(f"imported {args.file} as {_description(policy.config)}: {args.output}")
+    if older := _older_robosuite(policy, about["env_metadata"]):
+        print(
+            f"warning: trained on robosuite {older}, which orders the numbers of `object` differently from the 1.5 of "
+            "our tasks (docs/robomimic.md); unless its data were read in the order of 1.5, evaluations mean nothing"
+        )
     print(f"next: robopolicy eval {args.output}")
+
+
+def _older_robosuite(policy: Any, env: dict[str, Any]) -> str | None:
+    """The version of robosuite before 1.5 that a policy with `object` among its inputs was trained on."""
+    version = str(env.get("env_version"))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if env.get("type") != 1 or numbers is None or "observation.object" not in policy.features:
+        return None
+    return version if tuple(map(int, numbers.groups())) < (1, 5) else None
+
+
+def _description(config: Any) -> str:
+    if config.kind == "diffusion":
+        chunk = f"chunks of {config.horizon}, {config.n_action_steps} executed"
+        return f"diffusion ({config.network.kind}, {config.sampler.steps} steps of {config.sampler.name}, {chunk})"
+    return f"{config.kind} ({config.cell}, {config.head})"

@@ -181,7 +181,8 @@ class VP(NoiseProcess):
 
     The network's time is the step number, exactly whole at the T noise levels it was trained at, and interpolated
     linearly in ln(sigma), that is in log-SNR, between them. `clip` limits the predicted clean chunk, and with it the
-    direction of the next step: as diffusers' DDPM does, and its DDIM with `use_clipped_model_output=True`.
+    direction of the next step: as diffusers' DDPM does, and its DDIM with `use_clipped_model_output=True`. Its DDIM by
+    default leaves the direction alone, which takes a denoiser that does not clip and `clip` of our sampler `ddim`.
     `spacing` picks the n of T levels in `sigmas` (Lin et al. 2024, table 2); all T when n = T.
     """
 

@@ -55,15 +55,23 @@ def ddim(
     noise: Noise | None = None,
     callback: Callback | None = None,
     eta: float = 0.0,
+    clip: float | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12 and 16); eta = 1 is DDPM."""
+    """DDIM (Song et al. 2021, eq. 12 and 16); eta = 1 is DDPM.
+
+    `clip` limits the clean chunk that each step is built on, not the noise left on it, as diffusers' DDIM does by
+    default; a denoiser that clips limits both.
+    """
     draw = _source("ddim", noise, eta > 0)
     levels, sigmas = _levels(x, sigmas)
     for i, (s, s_next) in enumerate(pairwise(levels)):
         denoised = denoiser(x, sigmas[i])
         _report(callback, i, x, sigmas[i], denoised)
         down, up = ancestral_split(s, s_next, eta)
-        x = (down / s) * x + (1 - down / s) * denoised
+        if clip is None:
+            x = (down / s) * x + (1 - down / s) * denoised
+        else:
+            x = (down / s) * (x - denoised) + denoised.clamp(-clip, clip)
         if up > 0:
             x = x + up * draw()
     return x

@@ -86,6 +86,9 @@ class VPConfig(ProcessConfig):
     prediction: Literal["epsilon", "sample", "v"] = "epsilon"
     clip: float = 1.0
     """Predicted clean actions are clipped to this magnitude (normalised units) while sampling; 0 does not clip."""
+    clip_direction: bool = True
+    """Clipping also turns the direction of the next step. False clips without that where the sampler is `ddim` and no
+    action is committed yet, as diffusers' DDIM does by default; compositions have a clip of their own."""
 
     def build(self) -> NoiseProcess:
         return VP(self.train_steps, self.betas, self.prediction, self.clip or None)
@@ -215,9 +218,24 @@ class DiffusionPolicy(Policy):
         sigmas = self.noise_levels()
         x = self.process.initial(shape, float(sigmas[0]), generator, self.device)
         sample = sampler(self.config.sampler.name)
-        denoiser = self.continued(observation, self.sampled(observation).denoiser(observation))
-        chunk = sample(denoiser, x, sigmas, noise=lambda: randn(shape, generator, self.device))
+        options = self._clipping(observation)
+        denoising = unclipped(self) if options else self.sampled(observation)
+        denoiser = self.continued(observation, denoising.denoiser(observation))
+        chunk = sample(denoiser, x, sigmas, noise=lambda: randn(shape, generator, self.device), **options)
         return self.normalizer.unnormalize("action", chunk)
+
+    def _clipping(self, observation: Batch) -> dict[str, float]:
+        """What the sampler has to clip, because the denoiser shall not: see `VPConfig.clip_direction`."""
+        process = self.config.process
+        if (
+            not isinstance(process, VPConfig)
+            or process.clip_direction
+            or self.config.sampler.name != "ddim"
+            or "prefix.action" in observation
+            or self.process.clip is None
+        ):
+            return {}
+        return {"clip": self.process.clip}
 
     @property
     def inpaints(self) -> bool:

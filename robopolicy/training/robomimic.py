@@ -2,23 +2,35 @@
 
 A robomimic checkpoint is a pickled dictionary: its configuration as JSON, shapes and statistics of the observations,
 what the simulator was made with, and weights. It is read by torch's restricted loader, which builds tensors and plain
-containers only and runs nothing; robomimic itself is not needed. Known are BC, BC-GMM, BC-RNN and BC-RNN-GMM on states
-as robomimic 0.2 and 0.3 save them; they become `robopolicy.policies.bc_rnn`.
+containers only and runs nothing; robomimic itself is not needed. Known are, on states, BC, BC-GMM, BC-RNN and
+BC-RNN-GMM as robomimic 0.2 and 0.3 save them, which become `robopolicy.policies.bc_rnn`, and the diffusion policy of
+robomimic 0.5, which becomes `robopolicy.policies.diffusion`.
 """
 
 import json
-import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from robopolicy.errors import CheckpointError, one_line
-from robopolicy.features import ACTION, Feature, FeatureSpec
+from robopolicy.features import ACTION, Control, Feature, FeatureSpec
 from robopolicy.nn.normalizer import Normalizer
-from robopolicy.policies.base import NormalizationConfig
+from robopolicy.policies.base import NormalizationConfig, Policy
 from robopolicy.policies.bc_rnn import BCRNNConfig, BCRNNPolicy
+from robopolicy.policies.diffusion import DiffusionPolicy
+from robopolicy.training.robomimic_diffusion import (
+    acting_weights,
+    action_control,
+    action_mode,
+    action_scales,
+    check_fit,
+    diffusion_config,
+)
+from robopolicy.training.robomimic_file import Table, finite_weights, plain, read_file
 
 TASKS = {
     "Lift": "robomimic-lift",
@@ -27,7 +39,7 @@ TASKS = {
     "TwoArmTransport": "robomimic-transport",
     "ToolHang": "robomimic-tool_hang",
 }
-"""Our tasks with robomimic's own delta actions, by robosuite's names of them."""
+"""Our tasks with robomimic's own delta actions, by robosuite's names of them; with absolute ones they end in -abs."""
 PARTS = {
     "policy.nets.rnn.nets.": "recurrent.",
     "policy.nets.mlp._model.": "mlp.",
@@ -38,87 +50,77 @@ PARTS = {
 }
 MOST = 1000
 """Layers, and steps until the recurrent state is forgotten."""
+WIDEST = 100_000
+"""Numbers of one observation or action."""
 REPEATED = "policy.nets.rnn.per_step_net."
 """robomimic lists layers and head after the recurrent network twice."""
 
 
-def load_robomimic(path: Path) -> tuple[BCRNNPolicy, str | None, dict[str, Any]]:
+def load_robomimic(path: Path) -> tuple[Policy, str | None, dict[str, Any]]:
     """The policy in evaluation mode, our name of its task when there is one, and what robomimic says about it.
 
     CheckpointError for a file that is no such checkpoint, holds anything but plain data, or an algorithm not known.
     """
-    saved = _Table(path, "", _read(path))
+    saved = Table(path, "", read_file(path))
     algorithm = saved.get("algo_name", str)
-    if algorithm != "bc":
-        raise CheckpointError(f"{path}: algorithm {algorithm!r}; known is bc: BC, BC-GMM, BC-RNN and BC-RNN-GMM")
-    if saved.values.get("action_normalization_stats"):
-        raise CheckpointError(f"{path}: scales its actions, as robomimic does from 0.4 on; known are 0.2 and 0.3")
+    if algorithm not in MAKERS:
+        raise CheckpointError(
+            f"{path}: algorithm {algorithm!r}; known is bc: BC, BC-GMM, BC-RNN and BC-RNN-GMM, and diffusion_policy"
+        )
     try:
-        config = _Table(path, "config.", json.loads(saved.get("config", str)))
+        config = Table(path, "config.", json.loads(saved.get("config", str)))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: config is not valid JSON ({one_line(error)})") from error
-    states = _states(config)
-    env = _plain(path, saved.get("env_metadata", dict))
-    features = _features(saved, states, env)
+    env = plain(path, saved.get("env_metadata", dict))
+    policy = MAKERS[algorithm](saved, config, env)
+    return policy.eval(), _task(policy.features.action.control, env), {"algorithm": algorithm, "env_metadata": env}
+
+
+def _bc(saved: Table, config: Table, env: dict[str, Any]) -> Policy:
+    if saved.values.get("action_normalization_stats"):
+        raise CheckpointError(
+            f"{saved.path}: scales its actions, as robomimic does from 0.5 on; for bc known are 0.2 and 0.3"
+        )
+    features = _features(saved, _states(config), env)
     policy_config = _policy_config(config)
-    stats = saved.values.get("obs_normalization_stats")
-    if stats is not None:
-        policy_config.normalization.state = "mean_std"
-    normalizer = Normalizer(features.features)
-    normalizer.load_state_dict(_scales(path, features, stats))
+    normalizer, policy_config.normalization.state = _normalizer(saved, features)
     # Sizes that a damaged file asks for are not allocated before its weights are known to have them.
     with torch.device("meta"):
         policy = BCRNNPolicy(policy_config, features, normalizer)
-    _load_weights(path, policy, saved.get("model", dict))
-    control = features.action.control
-    task = TASKS.get(str(env.get("env_name"))) if control is None or control.mode == "delta" else None
-    return policy.eval(), task, {"algorithm": algorithm, "env_metadata": env}
+    _load_weights(saved.path, policy, saved.get("model", dict))
+    return policy
 
 
-class _Table:
-    """A dictionary from a file, whose entries are checked when they are asked for."""
+def _diffusion(saved: Table, config: Table, env: dict[str, Any]) -> Policy:
+    # The library never imports its sibling rooms at module level.
+    from robopolicy.datasets.robomimic_env import control
 
-    def __init__(self, path: Path, name: str, values: Any) -> None:
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: {name.rstrip('.') or 'content'} is no dictionary: no robomimic checkpoint")
-        self.path, self.name, self.values = path, name, values
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The entry at a dotted key; without a default it must be there."""
-        found: Any = self.values
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        found = default if found is None else found
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise CheckpointError(
-                f"{self.path}: {self.name}{key} should be {kind.__name__}, found {str(found)[:80]!r}: no robomimic "
-                "checkpoint of a known version"
-            )
-        return found
+    features = _features(saved, _states(config), env)
+    offset, scale, sizes = action_scales(saved, config)
+    action = replace(features.action, control=action_control(config, sizes, control(env)))
+    features = FeatureSpec((*features.inputs, action), features.rate_hz)
+    weights = acting_weights(saved, config)
+    policy_config = diffusion_config(config, weights)
+    check_fit(config, policy_config, weights, sum(f.shape[0] for f in features.inputs), action.shape[0])
+    normalizer, policy_config.normalization.state = _normalizer(saved, features, (offset, scale))
+    policy_config.normalization.action = action_mode(config)
+    policy = DiffusionPolicy(policy_config, features, normalizer)
+    policy.network.load_state_dict(weights)
+    return policy
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        # Refuses every class but tensors and plain containers; nothing in the file is run.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: no robomimic checkpoint, or one that holds more than plain data ({one_line(error)})"
-        ) from error
+MAKERS: dict[str, Callable[[Table, Table, dict[str, Any]], Policy]] = {"bc": _bc, "diffusion_policy": _diffusion}
 
 
-def _plain(path: Path, env: dict[str, Any]) -> dict[str, Any]:
-    """The description of the simulator, which is kept with the policy as JSON."""
-    try:
-        kept = json.loads(json.dumps(env))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: env_metadata is not plain data ({one_line(error)})") from error
-    return dict(kept)
+def _task(control: Control | None, env: dict[str, Any]) -> str | None:
+    """Our name of the task that robomimic calls `env_name`, with the actions of the policy."""
+    task = TASKS.get(str(env.get("env_name")))
+    if task is None or control is None or control.mode == "delta":
+        return task
+    return f"{task}-abs" if (control.frame, control.rotation) == ("world", "rot6d") else None
 
 
-def _states(config: _Table) -> list[str]:
+def _states(config: Table) -> list[str]:
     """Names of the observations, all of which must be plain numbers."""
     for group in ("obs", "goal"):
         for modality, names in config.get(f"observation.modalities.{group}", dict, {}).items():
@@ -129,7 +131,7 @@ def _states(config: _Table) -> list[str]:
     return list(config.get("observation.modalities.obs.low_dim", list))
 
 
-def _features(saved: _Table, states: list[str], env: dict[str, Any]) -> FeatureSpec:
+def _features(saved: Table, states: list[str], env: dict[str, Any]) -> FeatureSpec:
     """Inputs in the order in which robomimic concatenates them, which is that of `all_shapes`."""
     # The library never imports its sibling rooms at module level.
     from robopolicy.datasets.robomimic_env import control, rate_hz
@@ -141,15 +143,22 @@ def _features(saved: _Table, states: list[str], env: dict[str, Any]) -> FeatureS
     inputs = []
     for name in (n for n in shapes if n in states):
         shape = shapes[name]
-        if not isinstance(shape, list | tuple) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
+        if not isinstance(shape, list | tuple) or len(shape) != 1 or not _size(shape[0]):
             raise CheckpointError(f"{saved.path}: observation {name!r} should have one dimension, found {shape!r}")
         names = ("x", "y", "z", "w") if "_quat" in name and shape[0] == 4 and env.get("type") == 1 else ()
         inputs.append(Feature(f"observation.{name}", tuple(shape), names=names))
-    action = Feature(ACTION, (saved.get("shape_metadata.ac_dim", int),), kind="action", control=control(env))
+    size = saved.get("shape_metadata.ac_dim", int)
+    if not _size(size):
+        raise CheckpointError(f"{saved.path}: shape_metadata.ac_dim should be 1 to {WIDEST}, is {size}")
+    action = Feature(ACTION, (size,), kind="action", control=control(env))
     return FeatureSpec((*inputs, action), rate_hz(env))
 
 
-def _policy_config(config: _Table) -> BCRNNConfig:
+def _size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= WIDEST
+
+
+def _policy_config(config: Table) -> BCRNNConfig:
     for name in (
         "gaussian.enabled",
         "vae.enabled",
@@ -196,29 +205,26 @@ def _policy_config(config: _Table) -> BCRNNConfig:
     )
 
 
-def _scales(path: Path, features: FeatureSpec, stats: Any) -> dict[str, Tensor]:
-    """State of the normaliser: robomimic's (x - mean) / std, or the identity."""
+def _normalizer(
+    saved: Table, features: FeatureSpec, action: tuple[list[float], list[float]] | None = None
+) -> tuple[Normalizer, Literal["mean_std", "identity"]]:
+    """robomimic's (x - mean) / std of states, or the identity, and its mode; `action` are offset and scale."""
+    stats = saved.table("obs_normalization_stats") if saved.values.get("obs_normalization_stats") is not None else None
     state = {}
     for feature in features:
         name, size = feature.key.replace(".", "_"), feature.shape[0]
-        mean, std = [0.0] * size, [1.0] * size
+        offset, scale = [0.0] * size, [1.0] * size
+        if feature.kind == "action" and action is not None:
+            offset, scale = action
         if stats is not None and feature.kind != "action":
-            key = feature.key.removeprefix("observation.")
-            entry = _Table(
-                path, f"obs_normalization_stats.{key}.", _Table(path, "obs_normalization_stats.", stats).get(key, dict)
-            )
-            mean, std = (_numbers(entry, n, size) for n in ("mean", "std"))
-        state[f"offset_{name}"], state[f"scale_{name}"] = torch.tensor(mean), torch.tensor(std)
-    return state
-
-
-def _numbers(entry: _Table, name: str, size: int) -> list[float]:
-    found = entry.get(name, list)
-    row = found[0] if len(found) == 1 and isinstance(found[0], list) else found
-    good = [float(v) for v in row if isinstance(v, int | float) and math.isfinite(v) and (name != "std" or v > 0)]
-    if len(good) != size or len(row) != size:
-        raise CheckpointError(f"{entry.path}: {entry.name}{name} should be {size} numbers, found {str(found)[:80]}")
-    return good
+            own = stats.table(feature.key.removeprefix("observation."))
+            # robomimic 0.5 has other names for the same numbers.
+            mean, std = ("offset", "scale") if "offset" in own.values else ("mean", "std")
+            offset, scale = own.numbers(mean, size), own.numbers(std, size, positive=True)
+        state[f"offset_{name}"], state[f"scale_{name}"] = torch.tensor(offset), torch.tensor(scale)
+    normalizer = Normalizer(features.features)
+    normalizer.load_state_dict(state)
+    return normalizer, "identity" if stats is None else "mean_std"
 
 
 def mapped_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,15 +233,12 @@ def mapped_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not name.startswith(REPEATED):
             part = next((p for p in PARTS if name.startswith(p)), "")
-            mapped[PARTS.get(part, "") + name.removeprefix(part)] = value.float()
+            mapped[PARTS.get(part, "") + name.removeprefix(part)] = value
     return mapped
 
 
 def _load_weights(path: Path, policy: BCRNNPolicy, weights: dict[str, Any]) -> None:
-    broken = [str(k) for k, v in weights.items() if not isinstance(v, Tensor) or not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f"{path}: weights that are no finite tensors: {', '.join(broken[:5])}")
     try:
-        policy.network.load_state_dict(mapped_weights(weights), assign=True)
+        policy.network.load_state_dict(mapped_weights(finite_weights(path, weights)), assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its configuration ({one_line(error)})") from error

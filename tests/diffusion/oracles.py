@@ -100,7 +100,10 @@ PARITY_CASES = [
     for prediction in DIFFUSERS_PREDICTION
     for clip in ((None, 0.7) if kind[0] == "d" else (None,))  # diffusers' DPM-Solver++ has no clip_sample
     for betas in ("squaredcos_cap_v2", "linear")
-] + [("ddpm_large", p, c, 100, "squaredcos_cap_v2") for p in DIFFUSERS_PREDICTION for c in (None, 0.7)]
+]
+PARITY_CASES += [("ddpm_large", p, c, 100, "squaredcos_cap_v2") for p in DIFFUSERS_PREDICTION for c in (None, 0.7)]
+# DDIM as diffusers runs it unless told otherwise: the clean chunk is clipped, the direction of the step is not.
+PARITY_CASES += [("ddim_default", p, 0.7, 10, b) for p in ("epsilon", "v") for b in ("squaredcos_cap_v2", "linear")]
 
 
 def diffusers_scheduler(kind: str, prediction: str, clip: float | None, betas: str) -> tuple[Any, dict[str, Any]]:
@@ -120,7 +123,7 @@ def diffusers_scheduler(kind: str, prediction: str, clip: float | None, betas: s
         return DDPMScheduler(**common, **clipping, variance_type=variance), {}
     if kind.startswith("ddim"):
         eta = 0.6 if kind.endswith("eta") else 0.0
-        return DDIMScheduler(**common, **clipping), {"use_clipped_model_output": True, "eta": eta}
+        return DDIMScheduler(**common, **clipping), {"use_clipped_model_output": kind != "ddim_default", "eta": eta}
     algorithm = "sde-dpmsolver++" if kind.endswith("sde") else "dpmsolver++"
     return DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", algorithm_type=algorithm), {}
 
@@ -151,7 +154,8 @@ def diffusers_difference(
     when beta is 1e-4, and epsilon networks at sigma = 2e3 fix the clean chunk only to 1e-4.
     """
     spacing = "trailing" if kind.startswith("2m") else "leading"
-    process = process_class(100, betas, prediction, clip, spacing)  # type: ignore[arg-type]
+    within = None if kind == "ddim_default" else clip
+    process = process_class(100, betas, prediction, within, spacing)  # type: ignore[arg-type]
     network = RandomNetwork(process)
     start = torch.randn(network.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -176,7 +180,7 @@ def diffusers_difference(
     def record(step: int, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
         ours.append(x / (1 + sigma**2).sqrt())
 
-    sample, extra = OURS[kind]
+    sample, extra = OURS[kind] if kind != "ddim_default" else (ddim, {"clip": clip})
     x = start * float((1 + sigmas[0] ** 2).sqrt())
     ours.append(
         sample(
