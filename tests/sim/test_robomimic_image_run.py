@@ -14,7 +14,7 @@ from robopolicy.sim.rendering import backend
 from robopolicy.sim.robomimic import LiftImage, LiftImageAbs
 
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
-TINY = ["--steps", "2", "--batch-size", "4", "--validate-every", "1", "--log-every", "1", "--threads", "1"]
+TINY = ["--steps", "2", "--batch-size", "4", "--eval.every", "0", "--log-every", "1", "--threads", "1"]
 NETWORKS = {
     "image-small": ["--policy.network.down-dims", "8", "16", "--policy.sampler.steps", "2"],
     "image-carp": ["--policy.depth", "2", "--policy.width", "16", "--policy.tokenizer.steps", "1"],
