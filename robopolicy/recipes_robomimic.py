@@ -202,7 +202,7 @@ def _image_beso(task: str) -> TrainConfig:
 
 
 def _image_carp(task: str) -> TrainConfig:
-    # 400 epochs of the tokenizer, then 4000 of the transformer.
+    # 400 epochs of the tokenizer, published in batches of 256, then 4000 of the transformer.
     policy = CarpConfig(
         n_obs_steps=1,
         depth=16,
@@ -220,7 +220,7 @@ def _image_carp(task: str) -> TrainConfig:
 
 
 def _image_bcrnn(task: str) -> TrainConfig:
-    # 600 epochs of 500 steps. robomimic's encoder has BatchNorm where ours has GroupNorm; all else is equal.
+    # 600 epochs of 500 steps. robomimic's encoder has BatchNorm and takes pictures in 0..1, ours GroupNorm and -1..1.
     config = _bcrnn_paper(task)
     config.policy = BCRNNConfig(hidden=1000, vision=VisionConfig(crop=CROP))
     config.task = f"robomimic-{task}-image"
