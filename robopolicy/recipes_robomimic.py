@@ -38,7 +38,7 @@ PAPER_STEPS = {"lift": 200_000, "can": 450_000, "square": 600_000}
 """About 5,000 epochs of the published datasets, of 9.7, 23 and 30 thousand steps."""
 IMAGE_EPOCH = {"lift": 127, "can": 334, "square": 440}
 """Steps of 64 windows in an epoch of the published datasets: 200 demonstrations, together of 9666, 23,207 and 30,154
-steps, 2 % of them held out, the last 7 steps of each no start of a window."""
+steps, 2 % of them held out, each with 7 windows fewer than steps."""
 CROP = 76
 """Of 84 pixels, in Diffusion Policy, CARP and robomimic."""
 IMAGE_UNET = UnetConfig(down_dims=(512, 1024, 2048), time_dim=128)
