@@ -21,11 +21,10 @@ from robopolicy.policies.diffusion import (
     VPConfig,
 )
 from robopolicy.policies.flow import FlowConfig
-from robopolicy.recipes_robomimic import ROBOMIMIC
+from robopolicy.recipes_robomimic import IMAGE_UNET, ROBOMIMIC
 from robopolicy.training.config import DataConfig, EvalConfig, OptimConfig, Recipe, TrainConfig
 from robopolicy.training.ema import EMAConfig
 
-IMAGE_UNET = UnetConfig(down_dims=(512, 1024, 2048), time_dim=128)
 # The published PushT runs train on 90 of the 206 human episodes.
 PAPER_DATA = DataConfig(max_episodes=90)
 TRANSFORMER_OPTIM = OptimConfig(betas=(0.9, 0.95), weight_decay=0.1, decay_vectors=False, warmup_steps=1000)

@@ -13,6 +13,7 @@ from robopolicy.errors import CheckpointError, DataError, RobopolicyError, unkno
 from robopolicy.policies.base import Policy
 from robopolicy.recipes import RECIPES, recipe
 from robopolicy.recipes_locomotion import LOCOMOTION
+from robopolicy.recipes_robomimic import LISTED, ROBOMIMIC
 from robopolicy.training.checkpoint import _read_json, write_json
 from robopolicy.training.config import TrainConfig
 from robopolicy.training.trainer import Evaluator, Trainer, TrainResult
@@ -29,8 +30,9 @@ HELP = """usage: robopolicy train RECIPE [--field value | field=value ...]
 def run(arguments: list[str]) -> None:
     """Trains from scratch or resumes, and says where the checkpoint is."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        listed = [(n, r.about) for n, r in RECIPES.items()] + [(n, r.about) for n, r in LOCOMOTION.items()]
-        print(HELP.format(recipes="\n".join(f"  {n:<36}{about}" for n, about in listed)))
+        others = {n: r.about for n, r in RECIPES.items() if n not in ROBOMIMIC}
+        listed = others | LISTED | {n: r.about for n, r in LOCOMOTION.items()}
+        print(HELP.format(recipes="\n".join(f"  {n:<40}{about}" for n, about in listed.items())))
         return
     if arguments[0] == "--resume" or arguments[0].startswith("--resume="):
         folder = Path(arguments[0].partition("=")[2] or (arguments[1] if len(arguments) > 1 else ""))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robopolicy.configs import to_dict
 from robopolicy.errors import CheckpointError, RobopolicyError
+from robopolicy.nn.pretrained import load_backbones
 from robopolicy.policies.base import Batch, Metrics, Policy
 from robopolicy.progress import progress_bar
 from robopolicy.training import checkpoint
@@ -127,6 +128,10 @@ class Trainer:
         torch.manual_seed(mix(config.seed))
         self.policy = checkpoint.build(to_dict(config.policy), self.data.features)
         self.data.fit(self.policy)
+        vision = getattr(self.policy.config, "vision", None)
+        # A run that goes on from a checkpoint has these weights from there, and needs the file no more.
+        if vision is not None and vision.weights is not None and not checkpoint.steps_saved(self.checkpoints):
+            self.data.provenance["pretrained"] = load_backbones(self.policy, vision.weights)
         self.policy.to(config.device)
         self.average = deepcopy(self.policy).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.policy, config.optim)
@@ -147,12 +152,14 @@ class Trainer:
             return 0
         path = self.checkpoints / f"{steps[-1]:08d}"
         tensors, values = checkpoint.load_training(path)
-        average, _ = checkpoint.load(path, self.config.device, golden=False)
+        average, about = checkpoint.load(path, self.config.device, golden=False)
         if values["dataset_hash"] != self.data.provenance["dataset_hash"]:
             raise CheckpointError(
                 f"{path}: trained on data {values['dataset_hash']}, {self.data.provenance['dataset']} has "
                 f"{self.data.provenance['dataset_hash']}"
             )
+        if "pretrained" in about["provenance"]:
+            self.data.provenance["pretrained"] = about["provenance"]["pretrained"]
         self.average.load_state_dict(average.state_dict())
         self.policy.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for name, parameter in self.policy.named_parameters():
