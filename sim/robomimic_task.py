@@ -127,6 +127,9 @@ class RobomimicTask(Task):
         suffix = ("-image" if cls.images else "") + ("-abs" if cls.absolute else "")
         cls.name = f"robomimic-{cls.scene.name}{suffix}"
         cls.features = features_of(cls.scene, cls.absolute, cls.images)
+        cls.unobserved_features = tuple(
+            f for f in features_of(cls.scene, cls.absolute, images=False) if f.key not in cls.features
+        )
         cls.max_steps = cls.scene.max_steps
 
     def __init__(
@@ -252,14 +255,18 @@ class RobomimicTask(Task):
         return np.concatenate([arms[:, :3], rotation, arms[:, 9:]], axis=1).reshape(-1)
 
     def _observe(self, raw: dict[str, np.ndarray]) -> Observation:
+        self._objects = np.asarray(raw["object-state"], dtype=np.float32)
         found = {}
         for feature in self.features.inputs:
             name = feature.key.removeprefix("observation.")
             if feature.kind == "image":
                 found[feature.key] = self._picture(feature.key.removeprefix(IMAGES), self.scene.image_size)
             else:
-                found[feature.key] = np.asarray(raw["object-state" if name == "object" else name], dtype=np.float32)
+                found[feature.key] = self._objects if name == "object" else np.asarray(raw[name], dtype=np.float32)
         return found
+
+    def unobserved(self) -> Observation:
+        return {feature.key: self._objects for feature in self.unobserved_features}
 
     def _picture(self, camera: str, size: int) -> np.ndarray:
         if size not in self._renderers:

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 
 from robopolicy.errors import RobopolicyError
-from robopolicy.features import FeatureSpec
+from robopolicy.features import Feature, FeatureSpec
 
 Observation = dict[str, np.ndarray]
 
@@ -42,6 +42,8 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     """Dimensions of the goal's source that it specifies; None for all."""
     usual_envs: ClassVar[int] = 50
     """Environments that an evaluation steps beside each other unless told otherwise; their memory adds up."""
+    unobserved_features: ClassVar[tuple[Feature, ...]] = ()
+    """What `unobserved` returns."""
     replay_tolerance: ClassVar[dict[str, float]] = {}
     """Names in `state_error` and the largest value at which a replayed episode still counts as reproduced."""
 
@@ -100,6 +102,11 @@ class Task(gymnasium.Env[Observation, np.ndarray]):
     def state_error(cls, recorded: Observation, reached: Observation) -> dict[str, float]:
         """How far two observations [...] of the same moment are apart, each name ending in its unit."""
         raise RobopolicyError(f"task {cls.name!r} cannot compare recorded states")
+
+    def unobserved(self) -> Observation:
+        """What recordings hold of this moment beside the observation, such as poses where only pictures are observed:
+        a replay and the variants of the task that observe it need it."""
+        return {}
 
     def simulator_state(self) -> np.ndarray | None:
         """The whole state [n] float64 of the simulator, for recordings; None when the observations hold it."""

@@ -87,13 +87,14 @@ class Recorder:
             executed = task.hold_action(observation) if held else expert.act(task)
             # An expert that perturbs its actions says what it meant; that is what should be learned.
             action = executed if held else getattr(expert, "intended", executed)
+            known = observation | task.unobserved()
             for key in self.keys:
                 if key == EXECUTED:
                     columns[key].append(np.asarray(executed))
                 elif key == STATE:
                     columns[key].append(task.simulator_state())
                 else:
-                    columns[key].append(np.asarray(action) if key == features.action.key else observation[key])
+                    columns[key].append(np.asarray(action) if key == features.action.key else known[key])
             observation, reward, terminated, truncated, info = task.step(
                 np.asarray(executed, dtype=features.action.dtype)
             )
@@ -179,7 +180,8 @@ def record(
 
 
 def stored_features(task: "Task", images: bool) -> FeatureSpec:
-    """The task's features, with or without images, the simulator's state, the executed action, what it led to.
+    """The task's features, with or without images, what it does not observe, the simulator's state, the executed
+    action, what it led to.
 
     Goals are left out: training takes them from the future of an episode, whatever its expert was shown.
     """
@@ -187,7 +189,7 @@ def stored_features(task: "Task", images: bool) -> FeatureSpec:
     executed = replace(task.features.action, key=EXECUTED)
     state = task.simulator_state()
     states = () if state is None else (Feature(STATE, state.shape, "float64"),)
-    return replace(task.features, features=(*kept, *states, executed, REWARD, SUCCESS))
+    return replace(task.features, features=(*kept, *task.unobserved_features, *states, executed, REWARD, SUCCESS))
 
 
 def _rollouts(

@@ -10,6 +10,7 @@ pytest.importorskip("robosuite")
 
 from robopolicy.cli import main
 from robopolicy.errors import RobopolicyError
+from robopolicy.evaluation.replay import replay
 from robopolicy.sim.rendering import backend
 from robopolicy.sim.robomimic import LiftImage, LiftImageAbs
 
@@ -43,8 +44,17 @@ def test_recorded_demonstrations_hold_pictures_under_robomimics_names(demonstrat
             assert pictures.shape == (len(demo["actions"]), 84, 84, 3)
             assert pictures.dtype == np.uint8
             assert (pictures[0] != pictures[-1]).any()
-        assert "object" not in demo["obs"]
+        assert demo["obs/object"].shape == (len(demo["actions"]), 10)
         assert json.loads(file["data"].attrs["env_args"])["env_name"] == "Lift"
+
+
+def test_they_replay_and_train_policies_on_states_too(demonstrations: Path, tmp_path: Path) -> None:
+    done = replay(demonstrations, progress=False)
+    assert done.task == "robomimic-lift"
+    assert [episode.success for episode in done.episodes] == [True, True]
+    assert max(e.largest["object_position_m"] for e in done.episodes) < 1e-6
+    arguments = ["--data.path", str(demonstrations), "--output", str(tmp_path / "run")]
+    assert main(["train", "lift-flow", *arguments, *TINY, "--policy.network.width", "16"]) == 0
 
 
 @pytest.mark.parametrize("method", NETWORKS)
