@@ -9,6 +9,7 @@ For every task: `robopolicy data record` writes 200 demonstrations, each method'
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -17,6 +18,12 @@ from pathlib import Path
 from ledger import record
 
 METHODS = ("dp", "flow", "beso", "carp", "bcrnn")
+
+
+def processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -39,13 +46,14 @@ def main() -> None:
             subprocess.run([*base, "data", "record", *options, "--workers", str(args.workers)], check=True)
         for method in args.methods:
             run = args.output / f"{task}-{method}{suffix}_{args.seed}"
-            minutes = run / "minutes.txt"
-            if not minutes.exists():
+            spent = run / "training_time.txt"
+            if not spent.exists():
                 options = ["--data.path", str(data), "--seed", str(args.seed), "--output", str(run)]
                 options += ["--steps", str(args.steps)] if args.steps else []
-                begin = time.perf_counter()
+                begin, busy = time.perf_counter(), processor_seconds()
                 subprocess.run([*base, "train", f"{task}-{method}", *options], check=True)
-                minutes.write_text(f"{(time.perf_counter() - begin) / 60:.1f}")
+                wall, busy = time.perf_counter() - begin, processor_seconds() - busy
+                spent.write_text(f"{wall / 60:.1f} min beside other work, {busy / 60:.1f} min of one processor")
             if not list(run.glob("eval_test_*")):
                 subprocess.run([*base, "eval", str(run), "--workers", str(args.workers)], check=True)
             (found,) = run.glob("eval_test_*")
@@ -62,8 +70,8 @@ def main() -> None:
                 len(info["episodes"]),
                 seeds=f"train {args.seed}, test {info['seeds']['first']}..{info['seeds']['last']}",
                 note=f"200 scripted {args.expert} demonstrations, last checkpoint (step {int(found.name[-8:])}), no "
-                f"selection. Training took {minutes.read_text()} min of a machine that did other work too. Mean steps "
-                f"to success {sum(steps) / max(len(steps), 1):.0f}.",
+                f"selection. Training took {spent.read_text()}. Mean steps to success "
+                f"{sum(steps) / max(len(steps), 1):.0f}.",
             )
 
 
