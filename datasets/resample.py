@@ -183,6 +183,10 @@ class FeatureReader:
         if spec.absent:
             self.absent = self.finish(np.array(spec.absent, np.float64))
 
+    def concerns(self, message: Any) -> bool:
+        """Whether a message holds any of the joints: see `about_others`."""
+        return not _disjoint(self._steps, message)
+
     def _value(self, message: Any) -> messages.Value:
         try:
             return self._select(message)
@@ -227,6 +231,17 @@ class FeatureReader:
             return cast
         with np.errstate(over="ignore"):  # Infinity is refused where it matters, when data are written or trained on.
             return array.astype(dtype, copy=False)
+
+
+def about_others(spec: TopicFeature, message: Any) -> bool:
+    """Whether a message names joints, but none that the contract asks for: arm and gripper may speak apart."""
+    return _disjoint([messages.parse_selector(text) for text in spec.field], message)
+
+
+def _disjoint(fields: Sequence[tuple[messages.Step, ...]], message: Any) -> bool:
+    members = {member for steps in fields for member in steps[-1].members}
+    names = messages.joint_names(message, message) if members else []
+    return bool(names) and members.isdisjoint(names)
 
 
 _DEFAULT_FIELDS = (
@@ -281,7 +296,7 @@ class FrameSampler:
         self.contract = contract
         self._readers = readers
         self._decode = decode
-        self._by_topic: dict[str, list[Resampler]] = {}
+        self._by_topic: dict[str, dict[str, Resampler]] = {}
         self._optional: set[str] = set()
         self._entries: list[tuple[str, str, int, Resampler]] = []
         for key, spec in contract.features.items():
@@ -294,8 +309,8 @@ class FrameSampler:
             self._entries.append((key, spec.topic, round(spec.offset_s * SECOND), resampler))
         if contract.task is not None and contract.task.topic and (keys is None or TASK_INDEX in keys):
             self._entries.append((TASK_INDEX, contract.task.topic, 0, Resampler()))
-        for _, topic, _, resampler in self._entries:
-            self._by_topic.setdefault(topic, []).append(resampler)
+        for key, topic, _, resampler in self._entries:
+            self._by_topic.setdefault(topic, {})[key] = resampler
         self._last: dict[str, tuple[Choice, Any]] = {}
 
     @property
@@ -305,11 +320,13 @@ class FrameSampler:
     @property
     def late(self) -> dict[str, int]:
         """Messages per topic that came too late for a tick they belonged to."""
-        return {topic: max(r.late for r in rs) for topic, rs in self._by_topic.items()}
+        return {topic: max(r.late for r in rs.values()) for topic, rs in self._by_topic.items()}
 
     def add(self, topic: str, stamp: int, message: Any) -> None:
-        for resampler in self._by_topic.get(topic, ()):
-            resampler.add(stamp, message)
+        """A message; of one that a robot has at hand, only what it concerns is told."""
+        for key, resampler in self._by_topic.get(topic, {}).items():
+            if self._decode is not None or key not in self._readers or self._readers[key].concerns(message):
+                resampler.add(stamp, message)
 
     def settled(self, tick: int) -> bool:
         """Whether no message that comes in order can change the frame of a tick: all periodic topics have spoken at

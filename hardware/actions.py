@@ -53,6 +53,25 @@ def load_arm(path: Path) -> ArmConfig:
     return ArmConfig(model, config.package, config.position_scale, config.rotation_scale)
 
 
+def misplaced(names: tuple[str, ...], fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The joints that a contract's selectors take, when the checkpoint has any of them at another place; else none.
+
+    Joints that the checkpoint calls by other names are those at the same place. `names` are the checkpoint's, one for
+    each number of the feature; selectors such as `position[a, b]` follow each other.
+    """
+    selected = [parse_selector(text)[-1].members for text in fields]
+    joints = tuple(name for members in selected for name in members)
+    start = 0
+    if not all(selected):
+        return ()
+    for members in selected:
+        block = names[start : start + len(members)]
+        if any(name in block and block.index(name) != i for i, name in enumerate(members)):
+            return joints
+        start += len(members)
+    return ()
+
+
 @dataclass(frozen=True)
 class Targets:
     """Joint targets [k, n] of the rows of a chunk; fewer than it has when a pose could not be reached."""
@@ -98,6 +117,11 @@ class ActionMapper:
         robot = self._profile
         spec = contract.features.get(action.key) if contract is not None else None
         members = [m for text in spec.field for m in parse_selector(text)[-1].members] if spec is not None else []
+        if spec is not None and (moved := misplaced(action.names, spec.field)):
+            raise FeatureMismatch(
+                f"checkpoint has actions {', '.join(action.names)}; the contract has them as {', '.join(moved)}: put "
+                "the contract's in the same order"
+            )
         names = members or list(action.names)
         theirs = ", ".join(names if len(names) == self._size else action.names)
         both = f"checkpoint has actions {theirs}; robot {robot.name} has joints {', '.join(robot.names)}"

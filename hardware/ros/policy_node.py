@@ -1,6 +1,7 @@
 """The policy on the robot: topics of a contract in, chunks of joint targets out.
 
-    python -m robopolicy.hardware.ros.policy_node --ros-args -p robot:=ur5e -p checkpoint:=outputs/run
+    python -m robopolicy.hardware.ros.policy_node --ros-args -p robot:=ur5e -p checkpoint:=outputs/run \\
+        -p contract:=ur5e_camera.yaml
 
 Publishes `action_chunk` for the safety gate, and nothing to the robot itself. The checkpoint runs in a process of its
 own; here is only what must never wait. Service `policy/reset` starts a new episode: history and chunks are forgotten,

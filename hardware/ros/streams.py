@@ -17,15 +17,18 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 
 from robopolicy.datasets.contract import SECOND, Contract, TopicFeature
-from robopolicy.datasets.resample import FeatureReader, FrameSampler, Missing, Resampler
+from robopolicy.datasets.resample import FeatureReader, FrameSampler, Missing, Resampler, about_others
 from robopolicy.errors import DataError, FeatureMismatch, RobopolicyError
 from robopolicy.features import Feature, FeatureSpec
+from robopolicy.hardware.actions import misplaced
 from robopolicy.hardware.profiles import RobotProfile
 from robopolicy.hardware.ros.node import LATCHED, RobotNode
 
 TYPE = re.compile(r"([a-z][a-z0-9_]*)/msg/([A-Z][A-Za-z0-9]*)")
 STREAM = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 """Deeper than the newest sample: each message may be the one of a tick, and a picture takes time to be taken in."""
+DAMAGED_S = 1.0
+"""Seconds for which frames may be unreadable until that is an error."""
 MEASURED = "joint states"
 """Name of the measured joint positions among the streams, for messages."""
 
@@ -66,17 +69,18 @@ def completed(contract: Contract, wanted: FeatureSpec) -> Contract:
 
 
 def _feature(key: str, spec: TopicFeature, wanted: FeatureSpec) -> Feature:
-    """What the contract says of a feature; silence agrees with the checkpoint."""
+    """What the contract says of a feature; silence agrees with the checkpoint, joints in another order do not."""
     if key not in wanted:
         return Feature(key, spec.shape or (), spec.dtype or "float32", spec.kind)
     theirs = wanted[key]
     same = spec.shape is None or spec.shape == theirs.shape
+    moved = misplaced(theirs.names, spec.field)
     return Feature(
         key,
         theirs.shape if spec.shape is None else spec.shape,
         spec.dtype or theirs.dtype,
         spec.kind,
-        spec.names or (theirs.names if same else ()),
+        moved or spec.names or (theirs.names if same else ()),
         spec.units or (theirs.units if same else ()),
         control=spec.control or theirs.control if spec.kind == "action" else None,
     )
@@ -135,6 +139,7 @@ class Streams:
         self._joints_known = np.zeros(len(self._profile.names), bool)
         self._start = self._number = 0
         self._heard: dict[str, int] = {}
+        self._damaged_since: int | None = None
         self.skipped = 0
         """Ticks that were over before they could be looked at."""
         for topic, message in self._kept.items():
@@ -227,10 +232,14 @@ class Streams:
             self._measured.add(stamp, self._joint_values)
 
     def _meet(self, topic: str, name: str, stamp: int, message: Any) -> None:
-        """First messages: they settle what the contract leaves open, and when the first tick is."""
-        self._first[topic] = (stamp, message)
+        """First messages: they settle what the contract leaves open, and when the first tick is.
+
+        Arm and gripper may tell of their joints apart: each feature waits for a message that holds any of its own.
+        """
         for key, spec in self.contract.features.items():
-            if spec.topic == name and key not in self._readers:
+            if spec.topic != name or about_others(spec, message):
+                continue
+            if key not in self._readers:
                 try:
                     reader = FeatureReader(key, spec, message)
                 except DataError as error:
@@ -238,17 +247,21 @@ class Streams:
                 wanted = self._wanted.select([key])
                 wanted.require(FeatureSpec((reader.feature,)), "checkpoint", f"topic {topic}")
                 self._readers[key] = reader
+            self._first[key] = (stamp, message)
         self._begin()
 
     def _begin(self) -> None:
         """Starts the sampler when every stream has spoken."""
-        if len(self._readers) < len(self.contract.features) or not len(self._measured):
+        features = self.contract.features
+        if len(self._readers) < len(features) or not len(self._measured):
             return
         sampler = FrameSampler(self.contract, self._readers)
-        for topic, (stamp, message) in self._first.items():
-            sampler.add(self._topics[topic], stamp, message)
-        periodic = {f.topic for f in self.contract.features.values() if self.contract.is_periodic(f)}
-        stamps = [stamp for topic, (stamp, _) in self._first.items() if self._topics[topic] in periodic]
+        # Several features may be of one message.
+        for topic, stamp, message in {
+            id(m): (features[k].topic, at, m) for k, (at, m) in self._first.items()
+        }.values():
+            sampler.add(topic, stamp, message)
+        stamps = [stamp for key, (stamp, _) in self._first.items() if self.contract.is_periodic(features[key])]
         self._start, self._number = max([*stamps, self._measured.newest or 0]), 0
         self._first, self._sampler = {}, sampler
 
@@ -259,9 +272,13 @@ class Streams:
         """Topics without which there is no first frame yet."""
         if self._sampler is not None:
             return []
-        needed = {f.topic for key, f in self.contract.features.items() if key not in self._readers}
-        lacking = [t for t, topic in self._topics.items() if topic in needed]
-        if self._joints not in lacking and not self._joints_known.all():
+        lacking = []
+        for topic, name in self._topics.items():
+            keys = [k for k, f in self.contract.features.items() if f.topic == name and k not in self._readers]
+            if keys:
+                heard = f" (its messages hold nothing of {', '.join(keys)})" if self.messages[topic] else ""
+                lacking.append(f"{topic}{heard}")
+        if not self._joints_known.all() and not any(text.split(" ")[0] == self._joints for text in lacking):
             unknown = [n for n, known in zip(self._profile.names, self._joints_known, strict=True) if not known]
             lacking.append(f"{self._joints} (no position of {', '.join(unknown)})")
         return lacking
@@ -285,10 +302,18 @@ class Streams:
         return tick if settled or now >= tick + self.contract.delay else None
 
     def frame(self, tick: int) -> Frame | Missing:
-        """The frame of the tick that is due, and on to the next one."""
+        """The frame of the tick that is due, and on to the next one; DataError when it cannot be read for long."""
         assert self._sampler is not None
         self._number += 1
-        values, choice = self._sampler.at(tick), self._measured.choose(tick)
+        try:
+            values, choice = self._sampler.at(tick), self._measured.choose(tick)
+        except DataError as error:
+            # One damaged picture is a missing one; messages that stay wrong are not what the checkpoint needs.
+            self._damaged_since = tick if self._damaged_since is None else self._damaged_since
+            if tick - self._damaged_since >= DAMAGED_S * SECOND:
+                raise
+            return Missing(str(error))
+        self._damaged_since = None
         if isinstance(values, Missing):
             return values
         if isinstance(choice, Missing):

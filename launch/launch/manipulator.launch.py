@@ -1,4 +1,7 @@
-"""An arm under a policy: `ros2 launch robopolicy manipulator.launch.py robot:=ur5e checkpoint:=outputs/run`."""
+"""An arm under a policy.
+
+ros2 launch robopolicy manipulator.launch.py robot:=ur5e checkpoint:=outputs/run contract:=ur5e_camera.yaml
+"""
 
 from pathlib import Path
 

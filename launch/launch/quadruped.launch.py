@@ -1,4 +1,4 @@
-"""A quadruped under a policy: `ros2 launch robopolicy quadruped.launch.py robot:=unitree_go2 checkpoint:=DIR`."""
+"""A quadruped under a policy: `ros2 launch robopolicy quadruped.launch.py robot:=unitree_a1 checkpoint:=DIR`."""
 
 from pathlib import Path
 

@@ -97,6 +97,21 @@ def test_what_is_recorded_from_the_command_topic_has_the_robots_order() -> None:
     assert mapper.targets(np.array([[5.0, 6.0]]), np.zeros(2)).joints.tolist() == [[6, 5]]
 
 
+def test_a_contract_with_the_joints_of_an_action_in_another_order_is_refused(robot: RobotProfile) -> None:
+    text = """
+rate_hz: 10
+features:
+  action: {{topic: /targets, type: sensor_msgs/msg/JointState, field: "position[{}]"}}
+"""
+    action = Feature("action", (2,), kind="action", names=("a", "b"), control=Control("joint", "absolute"))
+    with pytest.raises(FeatureMismatch, match=r"checkpoint has actions a, b; the contract has them as b, a"):
+        ActionMapper(action, robot, 10.0, parse_contract(text.format("b, a"), "contract.yaml"))
+    # Joints that the checkpoint calls otherwise are those at the same place.
+    named = replace(action, names=("shoulder", "elbow"))
+    mapper = ActionMapper(named, robot, 10.0, parse_contract(text.format("b, a"), "contract.yaml"))
+    np.testing.assert_array_equal(mapper.targets(np.array([[0.1, 0.9]]), MEASURED).joints[0, :2], [0.9, 0.1])
+
+
 def test_actions_that_the_robot_cannot_execute_are_refused(robot: RobotProfile, arm: ArmConfig) -> None:
     with pytest.raises(FeatureMismatch, match=r"actions a, fingr; robot planar3 .*Did you mean 'finger'"):
         ActionMapper(action(2, ("a", "fingr"), target="joint", mode="absolute"), robot, 10)

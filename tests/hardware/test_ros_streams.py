@@ -18,11 +18,13 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 
 from robopolicy.datasets.contract import parse_contract
+from robopolicy.datasets.resample import Missing
+from robopolicy.errors import DataError, FeatureMismatch
 from robopolicy.features import FeatureSpec
 from robopolicy.hardware.profiles import parse_profile
 from robopolicy.hardware.ros.node import RobotNode
 from robopolicy.hardware.ros.sim_node import picture_message
-from robopolicy.hardware.ros.streams import Streams
+from robopolicy.hardware.ros.streams import Frame, Streams, completed
 
 GOAL = '/goal, type: sensor_msgs/msg/JointState, tolerance_s: .inf, field: "velocity'
 
@@ -58,8 +60,9 @@ class Listener(RobotNode):
         """Messages that it holds, of every kind."""
         streams = self.streams
         sampler = streams._sampler
-        resamplers = [] if sampler is None else [r for one in sampler._by_topic.values() for r in one]
-        return len(streams._first) + len(streams._kept) + len(streams._measured) + sum(map(len, resamplers))
+        resamplers = [] if sampler is None else [r for one in sampler._by_topic.values() for r in one.values()]
+        first = {id(message) for _, message in streams._first.values()}
+        return len(first) + len(streams._kept) + len(streams._measured) + sum(map(len, resamplers))
 
 
 @pytest.fixture
@@ -133,3 +136,69 @@ def test_measurements_do_not_pile_up_while_a_topic_is_waited_for(listener: Any) 
     node.hear("/top/image_raw", now + 99)
     frame = node.streams.frame(node.streams.due())
     np.testing.assert_allclose(frame.measured, [0.1, 0.2])
+
+
+def test_messages_about_other_joints_are_passed_over(listener: Any) -> None:
+    node = listener(CONTRACT)
+    node.trigger_configure()
+    node.trigger_activate()
+    now: int = node.get_clock().now().nanoseconds
+
+    def gripper(stamp: int) -> None:
+        message = JointState(name=["finger"], position=[0.5], velocity=[0.0])
+        message.header.stamp = Time(nanoseconds=stamp).to_msg()
+        node.streams._take("/joint_states", message)
+
+    gripper(now)
+    assert node.streams.waiting_for == [
+        "/joint_states (its messages hold nothing of observation.state, observation.environment_state)"
+    ]
+    node.hear("/joint_states", now + 1)
+    gripper(now + 2)
+    frame = node.streams.frame(node.streams.due())
+    np.testing.assert_allclose(frame.values["observation.state"], [0.1, 0.2])
+    assert node.failures == []
+
+
+def test_a_damaged_picture_is_a_missing_one_and_only_what_stays_damaged_an_error(listener: Any) -> None:
+    node = listener(CONTRACT.replace("latency_s: 2.0", "latency_s: 0.02") + CAMERA)
+    node.trigger_configure()
+    node.trigger_activate()
+    streams = node.streams
+    start: int = node.get_clock().now().nanoseconds
+    node.hear("/joint_states", start)
+    node.hear("/top/image_raw", start)
+
+    def hear(stamp: int, damaged: bool) -> None:
+        node.hear("/joint_states", stamp)
+        message = picture_message(np.zeros((40, 48, 3), np.uint8), Time(nanoseconds=stamp).to_msg(), "top")
+        if damaged:
+            message.data = message.data[:100]
+        streams._take("/top/image_raw", message)
+
+    def frame(k: int, damaged: bool) -> Any:
+        tick = streams.contract.tick(streams._start, k)
+        hear(tick, damaged)
+        return streams.frame(tick)
+
+    assert isinstance(frame(0, False), Frame)
+    bad = frame(1, True)
+    assert isinstance(bad, Missing)
+    assert "/top/image_raw" in bad.reason
+    assert isinstance(frame(2, False), Frame)
+    for k in range(3, 53):
+        assert isinstance(frame(k, True), Missing)
+    with pytest.raises(DataError, match="/top/image_raw"):
+        frame(53, True)
+
+
+@pytest.mark.parametrize("feature", ["observation.state", "observation.environment_state"])
+def test_a_contract_with_the_joints_in_another_order_is_refused(feature: str) -> None:
+    wanted = FeatureSpec(make_policy().features.inputs)
+    field = "position" if feature == "observation.state" else "velocity"
+    swapped = CONTRACT.replace(f"{field}[x, y]", f"{field}[y, x]")
+    with pytest.raises(FeatureMismatch, match=r"has \['y', 'x'\]"):
+        completed(parse_contract(swapped, "contract.yaml"), wanted)
+    # Joints that the robot calls otherwise are those at the same place.
+    renamed = CONTRACT.replace(f"{field}[x, y]", f"{field}[joint_1, joint_2]")
+    assert completed(parse_contract(renamed, "contract.yaml"), wanted).features[feature].names == ("x", "y")
