@@ -1,10 +1,11 @@
 """Success of every method on robomimic tasks, trained on scripted demonstrations.
 
     python benchmarks/robomimic_success.py [--tasks lift can] [--methods dp flow beso carp bcrnn] [--output RUNS]
-    python benchmarks/robomimic_success.py --tasks square --expert mixed
+    python benchmarks/robomimic_success.py --tasks square [--expert proficient]
 
-For every task: `robopolicy data record` writes 200 demonstrations, each method's recipe trains on them, and
-`robopolicy eval` scores its last checkpoint on 50 test seeds. What is complete in the output folder is not repeated.
+Experts are proficient for lift and can and mixed for square, the task that tells methods apart. For every task
+`robopolicy data record` writes 200 demonstrations, each method's recipe trains on them, and `robopolicy eval` scores
+its last checkpoint on 50 test seeds. What is complete in the output folder is not repeated.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from ledger import record
 
 METHODS = ("dp", "flow", "beso", "carp", "bcrnn")
+EXPERTS = {"lift": "proficient", "can": "proficient", "square": "mixed"}
 
 
 def processor_seconds() -> float:
@@ -31,21 +33,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=("lift", "can", "square"), default=["lift", "can"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--expert", choices=("proficient", "mixed"), default="proficient")
+    parser.add_argument("--expert", choices=("proficient", "mixed"), help="instead of the task's own")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 takes those of the recipes")
     parser.add_argument("--workers", type=int, default=1, help="processes that step the environments")
     parser.add_argument("--output", type=Path, default=Path("outputs") / "robomimic")
     args = parser.parse_args()
-    suffix = "" if args.expert == "proficient" else f"_{args.expert}"
     base = [sys.executable, "-m", "robopolicy"]
     for task in args.tasks:
-        data = args.output / f"{task}_{args.expert}.hdf5"
+        expert = args.expert or EXPERTS[task]
+        other = "" if expert == EXPERTS[task] else f"_{expert}"
+        data = args.output / f"{task}_{expert}.hdf5"
         if not data.exists():
-            options = ["--task", f"robomimic-{task}", "--expert", args.expert, "--output", str(data)]
+            options = ["--task", f"robomimic-{task}", "--expert", expert, "--output", str(data)]
             subprocess.run([*base, "data", "record", *options, "--workers", str(args.workers)], check=True)
         for method in args.methods:
-            run = args.output / f"{task}-{method}{suffix}_{args.seed}"
+            run = args.output / f"{task}-{method}_{expert}_{args.seed}"
             spent = run / "training_time.txt"
             if not spent.exists():
                 options = ["--data.path", str(data), "--seed", str(args.seed), "--output", str(run)]
@@ -60,8 +63,9 @@ def main() -> None:
             info = json.loads((found / "eval_info.json").read_text())
             success, steps = info["success"], [e["steps"] for e in info["episodes"] if e["success"]]
             record(
-                f"{task}_state_{method}{suffix}_success",
-                f"python benchmarks/robomimic_success.py --tasks {task} --methods {method} --expert {args.expert}"
+                f"{task}_state_{method}{other}_success",
+                f"python benchmarks/robomimic_success.py --tasks {task} --methods {method}"
+                + (f" --expert {expert}" if other else "")
                 + (f" --steps {args.steps}" if args.steps else ""),
                 success["rate"],
                 success["low"],
@@ -69,7 +73,7 @@ def main() -> None:
                 "success rate",
                 len(info["episodes"]),
                 seeds=f"train {args.seed}, test {info['seeds']['first']}..{info['seeds']['last']}",
-                note=f"200 scripted {args.expert} demonstrations, last checkpoint (step {int(found.name[-8:])}), no "
+                note=f"200 scripted {expert} demonstrations, last checkpoint (step {int(found.name[-8:])}), no "
                 f"selection. Training took {spent.read_text()}. Mean steps to success "
                 f"{sum(steps) / max(len(steps), 1):.0f}.",
             )
