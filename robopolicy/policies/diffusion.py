@@ -226,7 +226,7 @@ class DiffusionPolicy(Policy):
 
     def _clipping(self, observation: Batch) -> dict[str, float]:
         """What the sampler has to clip, because the denoiser shall not: see `VPConfig.clip_direction`."""
-        process = self.config.process
+        process = getattr(self.config, "process", None)
         if (
             not isinstance(process, VPConfig)
             or process.clip_direction
