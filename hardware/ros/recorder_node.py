@@ -50,7 +50,7 @@ OTHERS = {
 """Recorded beside the topics of the contract when somebody publishes them, with their types where these are fixed."""
 DEPTH = 100
 CLOCK_JUMP_S = 1.0
-"""Change of the clock between two messages, against the steady clock, that ends an episode."""
+"""Advance of the clock beyond the steady one, from one message to the next, that ends an episode."""
 MEGABYTE = 1 << 20
 
 
@@ -118,7 +118,7 @@ class RecorderNode(RobotNode):
         self._fault_names: list[str] = []
         self._boxes = 0
         self._reported = 0
-        self._clock_offset: int | None = None
+        self._ros_before: tuple[int, float] | None = None
         self._ended = ""
         """Why the latest episode ended, when nobody asked for it."""
         self._plan()
@@ -235,13 +235,19 @@ class RecorderNode(RobotNode):
             self._recorded[message.topic] += 1
 
     def _watch_clock(self, now: int) -> None:
-        """A clock that jumps ends the episode: no frames can be made across it."""
-        offset = now - round(self.steady() * 1e9)
-        if self._clock_offset is not None and abs(offset - self._clock_offset) > CLOCK_JUMP_S * 1e9:
-            jump = (offset - self._clock_offset) * 1e-9
+        """A clock that jumps ends the episode: no frames can be made across it.
+
+        One that stands still, as that of a simulation on a busy machine, did not jump.
+        """
+        steady, before = self.steady(), self._ros_before
+        self._ros_before = now, steady
+        if before is None or before[0] == 0:
+            return
+        passed = (now - before[0]) * 1e-9
+        ahead = passed - (steady - before[1])
+        if passed < 0 or ahead > CLOCK_JUMP_S * max(1.0, self.parameters.time_scale):
             self._box.clear()
-            self._end(f"the clock jumped by {jump:.3f} s")
-        self._clock_offset = offset
+            self._end(f"the clock jumped by {ahead:.3f} s")
 
     # Episodes
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.time import Time
 from ros_graph import Graph, ros_graph
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
@@ -20,7 +21,7 @@ from std_srvs.srv import Trigger
 from robopolicy.cli import main
 from robopolicy.datasets.detect import open_source
 from robopolicy.datasets.rosbag import Bag
-from robopolicy.hardware.ros.node import COMMAND, LATCHED
+from robopolicy.hardware.ros.node import COMMAND, LATCHED, SENSOR
 
 graph = pytest.fixture(ros_graph)
 SIM, RECORDER = "robopolicy.hardware.ros.sim_node", "robopolicy.hardware.ros.recorder_node"
@@ -144,6 +145,45 @@ def test_a_fault_of_the_gate_leaves_a_black_box(graph: Graph, tmp_path: Path) ->
     gate.publish(DiagnosticStatus(level=DiagnosticStatus.ERROR, message="clock", values=faults[:1]))
     graph.until(lambda: len(list(boxes.glob("*/metadata.yaml"))) == 2, "the second black box")
     assert bags(output) == []
+
+
+def test_a_clock_that_stood_still_ends_no_episode_and_one_that_jumped_does(graph: Graph, tmp_path: Path) -> None:
+    contract = tmp_path / "contract.yaml"
+    contract.write_text(
+        "rate_hz: 50\nfeatures:\n"
+        '  observation.state: {topic: /joint_states, type: sensor_msgs/msg/JointState, field: "position[x, y]"}\n'
+        "  action: {topic: /command, type: std_msgs/msg/Float64MultiArray}\n"
+    )
+    graph.start(RECORDER, contract=contract, output=tmp_path / "rec", record=True, use_sim_time=True)
+    episodes = graph.collect(String, "recorder/episode", LATCHED)
+    diagnostics = graph.collect(DiagnosticArray, "/diagnostics", 10)
+    clock = graph.node.create_publisher(Clock, "/clock", 10)
+    joints = graph.node.create_publisher(JointState, "joint_states", SENSOR)
+    commands = graph.node.create_publisher(Float64MultiArray, "command", COMMAND)
+    now = 100.0
+
+    def tell(passed: float) -> int:
+        """Time goes on and everybody speaks; returns how many starts and ends of episodes there were."""
+        nonlocal now
+        now += passed
+        stamp = Time(nanoseconds=round(now * 1e9)).to_msg()
+        clock.publish(Clock(clock=stamp))
+        message = JointState(name=["x", "y"], position=[0.0, 0.0])
+        message.header.stamp = stamp
+        joints.publish(message)
+        commands.publish(Float64MultiArray(data=[0.0, 0.0]))
+        return len(episodes)
+
+    graph.until(lambda: tell(0.02), "an episode")
+    # As when a simulation gets no processor: it stands still, and then goes on where it was.
+    time.sleep(1.5)
+    for _ in range(25):
+        tell(0.02)
+        graph.spin(0.02)
+    assert len(episodes) == 1
+    tell(5.0)
+    graph.until(lambda: tell(0.02) == 2, "the end of the episode")
+    graph.until(lambda: any("the clock jumped by" in s.message for a in diagnostics for s in a.status), "its reason")
 
 
 def test_kill_9_loses_no_more_than_the_last_second_and_the_next_recorder_goes_on(graph: Graph, tmp_path: Path) -> None:
