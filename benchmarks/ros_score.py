@@ -7,9 +7,9 @@ simulation runs on its own clock, so that inference and transport take the time 
 way is converted afterwards, and must hold every episode.
 
 With --check, as the continuous integration runs it, the exit status is 1 if more than a tenth of the episodes is
-missing from the recordings, which is what a machine that stalls costs, or the graph is clearly worse: the whole interval of the
-paired difference below -0.05. Two runs that do not differ at all would leave each other's intervals by chance in one of
-six cases, which is why that alone is printed and not an error.
+missing from the recordings, which is what a machine that stalls costs, or the graph is clearly worse: the whole
+interval of the paired difference below -0.05. Two runs that do not differ at all would leave each other's intervals by
+chance in one of six cases, which is why that alone is printed and not an error.
 """
 
 import argparse
