@@ -99,7 +99,8 @@ class BulletQuadruped:
                 client.stepSimulation()
             contacts = client.getContactPoints(bodyA=self._body, linkIndexA=-1)
             weight = sum(contact[9] for contact in contacts)
-            self.fallen |= weight > CONTACT or self._rotation()[2, 2] < self.config.min_upright
+            # Written so that numbers that are none are a fall, too.
+            self.fallen |= not (weight <= CONTACT and self._rotation()[2, 2] >= self.config.min_upright)
         return self.observe()
 
     def level_into_base(self, force: np.ndarray) -> np.ndarray:

@@ -97,6 +97,12 @@ def test_falls_and_commands(bullet) -> None:
     assert bullet.fallen
 
 
+def test_physics_that_is_no_number_any_more_is_a_fall(bullet) -> None:
+    for _ in range(5):
+        bullet.step(np.full(12, np.nan), np.zeros(3))
+    assert bullet.fallen
+
+
 def test_uneven_ground_is_refused() -> None:
     with pytest.raises(RobopolicyError, match="walks on flat ground only, found terrain 'stairs'"):
         BulletQuadruped(QuadrupedConfig(robot="a1", terrain="stairs"))
