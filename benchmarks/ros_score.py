@@ -4,7 +4,7 @@
 
 The graph is that of `robopolicy deploy`: simulated robot, safety gate, policy and recorder as processes over DDS. Its
 simulation runs on its own clock, so that inference and transport take the time that they take. What is recorded on the
-way is converted afterwards, and must hold every episode.
+way is converted afterwards.
 
 With --check, as the continuous integration runs it, the exit status is 1 if more than a tenth of the episodes is
 missing from the recordings, which is what a machine that stalls costs, or the graph is clearly worse: the whole

@@ -98,7 +98,6 @@ class GateNode(RobotNode):
         self._enabled, self._dry = p.enable, p.dry_run
         self._heard: deque[tuple[int, bool]] = deque(maxlen=4 * EMERGENCY[0].depth)
         self._waiting = "no joint states yet"
-        self._ros_before: tuple[int, float] | None = None
         self._behind = np.zeros(n, np.int64)
         self.counts: Counter[str] = Counter()
         self.periods = Periods(1 / profile.rate_hz / p.time_scale)
@@ -121,7 +120,7 @@ class GateNode(RobotNode):
         self.create_timer(1.0, self._publish_status, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def activate(self) -> None:
-        self._ros_before = None
+        self._clocks_before = None
         settle(
             self.parameters.realtime_priority,
             self.parameters.lock_memory,
@@ -213,13 +212,8 @@ class GateNode(RobotNode):
 
     def _watch_clock(self) -> None:
         """A ROS clock that jumps makes every stamp of a buffered chunk wrong."""
-        ros, steady = self.get_clock().now().nanoseconds, self.steady()
-        before, self._ros_before = self._ros_before, (ros, steady)
-        if before is None or before[0] == 0:
-            return
-        passed, steadily = (ros - before[0]) * 1e-9, steady - before[1]
-        ahead = passed - steadily
-        if passed < 0 or ahead > CLOCK_STEP_S * max(1.0, self.parameters.time_scale):
+        ahead = self.clock_jump(CLOCK_STEP_S)
+        if ahead is not None:
             self.chunks.clear()
             self._state_stamps[:] = 0
             self.gate.report("clock", f"the ROS clock jumped by {ahead:.3f} s")

@@ -99,6 +99,7 @@ class RobotNode(LifecycleNode):
         # On the steady clock: a simulation that stands still must not silence them.
         self.create_timer(1.0, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._before = {id(entity) for _, entity in self._entities()}
+        self._clocks_before: tuple[int, float] | None = None
 
     # What a node does
 
@@ -132,6 +133,17 @@ class RobotNode(LifecycleNode):
     def steady(self) -> float:
         """Seconds of the clock of watchdogs and control periods: steady, times `time_scale`."""
         return time.monotonic() * self.parameters.time_scale
+
+    def clock_jump(self, limit_s: float) -> float | None:
+        """Seconds by which the ROS clock jumped since the last call: back, or by more than `limit_s` (times
+        `time_scale`) beyond the steady one. None for one that stands still, as that of a simulation on a busy machine.
+        """
+        before, self._clocks_before = self._clocks_before, (self.get_clock().now().nanoseconds, self.steady())
+        if before is None or before[0] == 0:
+            return None
+        passed = (self._clocks_before[0] - before[0]) * 1e-9
+        ahead = passed - (self._clocks_before[1] - before[1])
+        return ahead if passed < 0 or ahead > limit_s * max(1.0, self.parameters.time_scale) else None
 
     def age(self, stamp: Stamp) -> float:
         """Seconds from `stamp` to now on the ROS clock, negative for a stamp from the future."""

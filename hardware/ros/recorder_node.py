@@ -118,7 +118,7 @@ class RecorderNode(RobotNode):
         self._fault_names: list[str] = []
         self._boxes = 0
         self._reported = 0
-        self._ros_before: tuple[int, float] | None = None
+        self._clocks_before = None
         self._ended = ""
         """Why the latest episode ended, when nobody asked for it."""
         self._plan()
@@ -217,7 +217,7 @@ class RecorderNode(RobotNode):
     def _take(self, topic: _Topic, data: bytes) -> None:
         """One message, as bytes: into the black box, and to the disk while an episode is under way."""
         now: int = self.get_clock().now().nanoseconds
-        self._watch_clock(now)
+        self._watch_clock()
         message = Message(now, topic.name, topic.type, data)
         topic.count += 1
         topic.last = message
@@ -234,18 +234,10 @@ class RecorderNode(RobotNode):
         if self._writer.write(message):
             self._recorded[message.topic] += 1
 
-    def _watch_clock(self, now: int) -> None:
-        """A clock that jumps ends the episode: no frames can be made across it.
-
-        One that stands still, as that of a simulation on a busy machine, did not jump.
-        """
-        steady, before = self.steady(), self._ros_before
-        self._ros_before = now, steady
-        if before is None or before[0] == 0:
-            return
-        passed = (now - before[0]) * 1e-9
-        ahead = passed - (steady - before[1])
-        if passed < 0 or ahead > CLOCK_JUMP_S * max(1.0, self.parameters.time_scale):
+    def _watch_clock(self) -> None:
+        """A clock that jumps ends the episode: no frames can be made across it."""
+        ahead = self.clock_jump(CLOCK_JUMP_S)
+        if ahead is not None:
             self._box.clear()
             self._end(f"the clock jumped by {ahead:.3f} s")
 
